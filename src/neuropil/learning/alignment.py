@@ -1,0 +1,98 @@
+"""How well the gradients of two rules agree, layer by layer."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from neuropil.learning.backpropagation import Backpropagation
+from neuropil.learning.rule import LearningRule
+from neuropil.learning.stages import undisturbed
+
+__all__ = ["alignment"]
+
+Gradients = dict[str, Tensor]
+
+
+def alignment(
+    rule: LearningRule, x: Tensor, y: Tensor | None = None, *, reference: LearningRule | None = None, size: int | None = None
+) -> pd.DataFrame:
+    """Compare the gradients that two rules give to one network.
+
+    Nothing is left behind: `.grad`, running statistics and the random state are as before.
+
+    Args:
+        rule: the rule to judge.
+        x: inputs, (batch, ...).
+        y: targets, (batch, ...).
+        reference: rule on the same network; None for backpropagation of the rule's loss.
+        size: samples a comparison: 1 compares sample by sample; None takes the batch as one.
+
+    Returns:
+        One row a module that owns parameters, in the order of the net: layer, cosine_mean and cosine_std over the
+        comparisons (standard deviation 0 for a single one; NaN cosines where a gradient is exactly zero), norm_ratio
+        (mean of |rule| / |reference|).
+
+    Raises:
+        ValueError: if the reference trains another network, or `size` is less than 1.
+    """
+    reference = Backpropagation(rule.net, rule.loss_fn) if reference is None else reference
+    if reference.net is not rule.net:
+        raise ValueError("The reference trains another network: make both rules on the same one.")
+    if size is not None and size < 1:
+        raise ValueError(f"size must be at least 1, got {size}.")
+    size = len(x) if size is None else size
+    rows = []
+    for part in range(0, len(x), size):
+        chosen = slice(part, part + size)
+        ours = _gradients(rule, x[chosen], None if y is None else y[chosen])
+        theirs = _gradients(reference, x[chosen], None if y is None else y[chosen])
+        rows += [
+            {"layer": layer, "cosine": _cosine(ours[layer], theirs[layer]), "ratio": _ratio(ours[layer], theirs[layer])}
+            for layer in ours
+        ]
+    grouped = pd.DataFrame(rows).groupby("layer", sort=False)
+    table = pd.DataFrame(
+        {
+            "cosine_mean": grouped["cosine"].mean(),
+            "cosine_std": grouped["cosine"].std(ddof=0),
+            "norm_ratio": grouped["ratio"].mean(),
+        }
+    )
+    return table.reset_index()
+
+
+def _gradients(rule: LearningRule, x: Tensor, y: Tensor | None) -> Gradients:
+    """The rule's gradients, one flat vector a module of the net."""
+    with _borrowed(rule.net), _borrowed(rule), undisturbed(rule.net), undisturbed(rule):
+        rule.backward(x, y)
+        layers: dict[str, list[Tensor]] = {}
+        for name, parameter in rule.net.named_parameters():
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            layers.setdefault(name.rpartition(".")[0] or name, []).append(gradient.flatten())
+        return {layer: torch.cat(parts).double() for layer, parts in layers.items()}
+
+
+@contextmanager
+def _borrowed(module: nn.Module) -> Iterator[None]:
+    """Clear `.grad`, and put back afterwards what was there."""
+    before = [(parameter, parameter.grad) for parameter in module.parameters()]
+    try:
+        for parameter, _ in before:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, gradient in before:
+            parameter.grad = gradient
+
+
+def _cosine(first: Tensor, second: Tensor) -> float:
+    norms = float(first.norm() * second.norm())
+    return float(first @ second) / norms if norms > 0 else float("nan")
+
+
+def _ratio(first: Tensor, second: Tensor) -> float:
+    norm = float(second.norm())
+    return float(first.norm()) / norm if norm > 0 else float("nan")

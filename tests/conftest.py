@@ -1,0 +1,31 @@
+"""Shapes in signatures are checked while the tests run; every worker computes on one thread."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jaxtyping
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+jaxtyping.install_import_hook(["neuropil.learning", "neuropil.losses", "neuropil.statistics"], "beartype.beartype")
+torch.set_num_threads(1)
+settings.register_profile(
+    "neuropil", deadline=None, max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("neuropil")
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def global_random_state_is_left_alone():
+    """The library draws from generators only: no test of it may move the global state unseen."""
+    before = torch.random.get_rng_state()
+    yield
+    torch.random.set_rng_state(before)
