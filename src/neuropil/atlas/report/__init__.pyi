@@ -1,0 +1,3 @@
+from .page import render, write
+
+__all__ = ["render", "write"]

@@ -1,0 +1,7 @@
+from .catalog import DatasetInfo as DatasetInfo
+from .catalog import catalogue as catalogue
+from .dataset import Dataset as Dataset
+from .errors import DataError as DataError
+from .fetching import fetch as fetch
+from .folders import locate as locate
+from .loading import load as load
