@@ -9,6 +9,8 @@ from .compare import tune_rates as tune_rates
 from .inhibition import DisinhibitoryControl as DisinhibitoryControl
 from .inhibition import DisinhibitoryNetwork as DisinhibitoryNetwork
 from .networks import mlp as mlp
+from .plots import plot_final_accuracies as plot_final_accuracies
+from .plots import plot_learning_curves as plot_learning_curves
 from .rule import LearningRule as LearningRule
 from .rule import Packet as Packet
 from .settle import NotSettledError as NotSettledError

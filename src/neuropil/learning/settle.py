@@ -6,6 +6,7 @@ Samples never interact: each has its own residual and its own damping, which is 
 that one stiff sample neither stops the others nor diverges.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -18,10 +19,6 @@ __all__ = ["NotSettledError", "Settled", "settle"]
 State = tuple[Tensor, ...]
 GROWTH = 1.05  # a residual that wobbles at the level of rounding is not growth
 SMALLEST_DAMPING = 2.0**-12
-
-
-class NotSettledError(ValueError):
-    """More than half of a batch did not reach a fixed point; the message names the worst entry and its residual."""
 
 
 class Settled(NamedTuple):
@@ -38,6 +35,18 @@ class Settled(NamedTuple):
     residual: Float[Tensor, " batch"]
     settled: Bool[Tensor, " batch"]
     steps: int
+
+
+class NotSettledError(ValueError):
+    """More than half of a batch did not reach a fixed point; the message names the worst entry and its residual.
+
+    Attributes:
+        result: how far it came; None where there is nothing to show.
+    """
+
+    def __init__(self, message: str, result: Settled | None = None):
+        super().__init__(message)
+        self.result = result
 
 
 def settle(
@@ -79,11 +88,12 @@ def settle(
         proposal = step(state)
         changes = [new - old for new, old in zip(proposal, state, strict=True)]
         residuals = [_residual(change, old) for change, old in zip(changes, state, strict=True)]
-        residual = torch.stack(residuals).amax(0)
-        if bool((residual < tol).all()):
+        residual = residuals[0] if len(residuals) == 1 else torch.stack(residuals).amax(0)
+        worst = float(residual.max()) if residual.numel() else 0.0
+        if worst < tol:
             state = proposal
             break
-        if not bool(torch.isfinite(residual).all()):  # stay where the map still had a value
+        if not math.isfinite(worst):  # stay where the map still had a value
             proposal = tuple(torch.where(torch.isfinite(new), new, old) for new, old in zip(proposal, state, strict=True))
             changes = [new - old for new, old in zip(proposal, state, strict=True)]
         if any(adaptive):
@@ -95,10 +105,10 @@ def settle(
             for new, old, change, factor, halved in zip(proposal, state, changes, factors, adaptive, strict=True)
         )
         previous = residual
-    settled = residual < tol
-    if 2 * int(settled.sum()) < len(settled):
-        raise NotSettledError(_complaint(residuals, settled, taken, tol, names))
-    return Settled(state, residual, settled, taken)
+    result = Settled(state, residual, residual < tol, taken)
+    if 2 * int(result.settled.sum()) < len(residual):
+        raise NotSettledError(_complaint(residuals, result.settled, taken, tol, names), result)
+    return result
 
 
 def _check(state: State, steps: int, tol: float, damping: float | Sequence[float]) -> list[float]:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from neuropil.learning.inhibition import DisinhibitoryNetwork, Softplus
+from neuropil.learning.inhibition.root import balanced_root
 
 
 def network(*sizes, dtype=torch.float64, seed=0, **options):
@@ -54,9 +55,21 @@ def test_every_neuron_is_the_root_that_bisection_finds(drive, lift, e, i):
         return scale * np.logaddexp(0.0, sharpness * (u - shift))
 
     root = brentq(lambda u: u + phi(phi(u, e) - lift, i) - drive, -1e6, 1e6, xtol=1e-12, rtol=1e-14)
-    net = network(1, 1, 1, activation_e=Softplus(*e), activation_i=Softplus(*i))
-    ours = net.excitatory_root(torch.tensor([drive], dtype=torch.float64), torch.tensor([lift], dtype=torch.float64))
-    assert float(ours) == pytest.approx(root, rel=1e-9, abs=1e-7)
+    a, d = torch.tensor([drive], dtype=torch.float64), torch.tensor([lift], dtype=torch.float64)
+    u_e, r_e = balanced_root(a, d, Softplus(*e), Softplus(*i))
+    assert float(u_e) == pytest.approx(root, rel=1e-9, abs=1e-7)
+    assert float(r_e) == pytest.approx(phi(root, e), rel=1e-7, abs=1e-30)
+
+
+@given(drive=st.floats(-40, 40), lift=st.floats(-20, 20), dtype=st.sampled_from([torch.float32, torch.float64]))
+def test_the_closed_form_of_plain_neurons_is_the_root(drive, lift, dtype):
+    a, d = torch.tensor([drive], dtype=dtype), torch.tensor([lift], dtype=dtype)
+    plain, almost = Softplus(), Softplus(shift=1e-300)  # the second iterates
+    tight = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-11, "atol": 1e-11}
+    for lifted in (d, None):
+        ours, theirs = balanced_root(a, lifted, plain, plain), balanced_root(a, lifted, almost, almost)
+        assert_close(ours, theirs, **tight)
+        assert_close(ours[1], plain(ours[0]), rtol=1e-4 if dtype == torch.float32 else 1e-11, atol=0)
 
 
 def test_forward_is_the_open_loop_at_rest_and_its_gradient_is_implicit(generator):
@@ -118,12 +131,16 @@ def test_control_raises_the_readout_where_it_pushes(generator):
         (lambda: DisinhibitoryNetwork([3, 2, 2], tau_e=0.0), "tau_e"),
         (lambda: DisinhibitoryNetwork.from_modules([], nn.Linear(2, 2)), "empty"),
         (lambda: network(3, 4, 2).settle(torch.ones(1, 3, dtype=torch.float64), torch.ones(1, 2)), "feedback"),
-        (lambda: network(3, 4, 2).settle(torch.full((1, 3), torch.nan, dtype=torch.float64)), "not finite"),
     ],
 )
 def test_what_is_no_circuit_is_refused_in_words(build, words):
     with pytest.raises(ValueError, match=words):
         build()
+
+
+def test_input_that_is_not_finite_is_named_with_the_stage():
+    with pytest.raises(FloatingPointError, match="Hidden stage 1"):
+        network(3, 4, 2).settle(torch.full((1, 3), torch.nan, dtype=torch.float64))
 
 
 def test_initial_weights_come_from_the_generator_alone():

@@ -25,6 +25,9 @@ class Softplus(nn.Module):
         sharpness: of the bend, positive.
         shift: potential at the middle of the bend.
 
+    Attributes:
+        plain: whether all three are at their defaults.
+
     Raises:
         ValueError: if scale or sharpness is not positive.
 
@@ -36,7 +39,7 @@ class Softplus(nn.Module):
         if not (scale > 0 and sharpness > 0):
             raise ValueError(f"scale and sharpness must be positive, got {scale} and {sharpness}.")
         self.scale, self.sharpness, self.shift = float(scale), float(sharpness), float(shift)
-        self._plain = (self.scale, self.sharpness, self.shift) == (1.0, 1.0, 0.0)
+        self.plain = (self.scale, self.sharpness, self.shift) == (1.0, 1.0, 0.0)
 
     def extra_repr(self) -> str:
         """The three constants."""
@@ -44,13 +47,13 @@ class Softplus(nn.Module):
 
     def forward(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Rate at the potential u."""
-        if self._plain:
+        if self.plain:
             return softplus(u, threshold=LINEAR_ABOVE)
         return self.scale * softplus(self.sharpness * (u - self.shift), threshold=LINEAR_ABOVE)
 
     def derivative(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Slope of the rate at the potential u."""
-        if self._plain:
+        if self.plain:
             return torch.sigmoid(u)
         return (self.scale * self.sharpness) * torch.sigmoid(self.sharpness * (u - self.shift))
 

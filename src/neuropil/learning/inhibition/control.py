@@ -22,17 +22,23 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from neuropil.learning.inhibition.controllers import Controller, LeakyPI
 from neuropil.learning.inhibition.loop import ClosedLoop, close_loop, integrate
-from neuropil.learning.inhibition.network import CircuitState, DisinhibitoryNetwork
+from neuropil.learning.inhibition.network import CircuitState, DisinhibitoryNetwork, require_finite
 from neuropil.learning.rule import LearningRule, Loss, Packet
 from neuropil.learning.settle import NotSettledError
-from neuropil.losses import soften
+from neuropil.losses import half_squared_error, soften
 
 __all__ = ["ControlRecord", "DisinhibitoryControl", "control_energy"]
 
 Feedback = str | Sequence[Tensor] | Callable[[list[Tensor]], list[Tensor]]
+# -B dL/do of two losses that need no autograd
+CLOSED_FORMS: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
+    cross_entropy: lambda readout, target: target - readout.softmax(1) * target.sum(1, keepdim=True),
+    half_squared_error: lambda readout, target: target - readout,
+}
 SILENT = 1e-12  # norm below which feedback carries nothing
 
 
@@ -165,7 +171,7 @@ class DisinhibitoryControl(LearningRule):
     def packets(self, x: Tensor, y: Tensor | None = None) -> Iterator[Packet]:
         """One packet: every stage's drive with its plasticity, and the readout with its control."""
         first = self.net.drives[0](x)  # its input does not change in the loop: one pass serves loop and gradient
-        open_loop = self.net.settle_from(first.detach())
+        open_loop = require_finite(self.net.settle_from(first.detach()))
         target = self._target(self.required_target(y), open_loop.readout)
         with torch.no_grad():
             loss = self.required_loss()(open_loop.readout, target)
@@ -203,8 +209,11 @@ class DisinhibitoryControl(LearningRule):
     def _error(self, open_readout: Tensor, target: Tensor) -> Callable[[Tensor], Tensor]:
         """e(o) = -B dL/do; with a nudge, less the error at the nudged readout, where the weak teacher is content."""
         loss_fn = self.required_loss()
+        closed_form = CLOSED_FORMS.get(loss_fn) if target.is_floating_point() else None
 
         def error(readout: Tensor) -> Tensor:
+            if closed_form is not None:  # a sweep asks for it every time, and autograd costs as much as a small stage
+                return closed_form(readout, target)
             with torch.enable_grad():
                 readout = readout.detach().requires_grad_()
                 (gradient,) = torch.autograd.grad(loss_fn(readout, target), readout)

@@ -1,10 +1,9 @@
 """Closing the loop: the circuit under feedback control, at rest or in time.
 
-At rest the controller's c = gain * e(o) and the circuit's o(c) must agree. For a given c every neuron is a scalar root,
-and because the loop has to be swept several times anyway, ONE Newton step a neuron and sweep is enough: sweep the stages
-from below, o = W_out rE_L + c, then move c by a damped step to gain * e(o), until neither moves. In time, the equations of
-`network` and `controllers` are integrated by exponential Euler steps: each potential relaxes exactly towards what its
-input is at the start of the step.
+At rest the controller's c = gain * e(o) and the circuit's o(c) must agree. For a given c the stages follow from below,
+every neuron the root of its own equation, so c is the only unknown: sweep the circuit at c, then move c by a damped step
+to gain * e(o), until it stays. In time, the equations of `network` and `controllers` are integrated by exponential Euler
+steps: each potential relaxes exactly towards what its input is at the start of the step.
 """
 
 import math
@@ -16,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from neuropil.learning.inhibition.controllers import Controller
-from neuropil.learning.inhibition.network import CircuitState, DisinhibitoryNetwork, send_back
+from neuropil.learning.inhibition.network import CircuitState, DisinhibitoryNetwork, require_finite, send_back
 from neuropil.learning.settle import NotSettledError, settle
 
 __all__ = ["ClosedLoop", "close_loop", "integrate", "trajectory"]
@@ -72,45 +71,44 @@ def close_loop(
     """
     if not math.isfinite(gain):
         raise ValueError('The controller has no finite gain at rest (leak = 0): use solver="ode".')
-    names = ["the control", *(f"hidden stage {index + 1}" for index in range(len(network.drives)))]
-    first = start.drive[0]
+    first, feedback = start.drive[0], list(feedback)
+    latest = start
 
     def sweep(state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        control, *potentials = state
-        drive, moved, rates = first, [], first
-        for index, (u_e, weights) in enumerate(zip(potentials, feedback, strict=True)):
-            drive = first if index == 0 else network.drives[index](rates)
-            u_e = network.newton_step(u_e, drive, send_back(control, weights))
-            rates = network.activation_e(u_e)
-            moved.append(u_e)
-        return (gain * error(network.readout(rates) + control), *moved)
+        nonlocal latest
+        latest = network.settle_from(first, state[0], feedback, latest)
+        return (gain * error(latest.readout),)
 
-    state = (start.control, *start.u_e)
-    whole = [1.0] * len(start.u_e)
     for attempt in range(HALVINGS + 1):
         try:
             settled = settle(
-                sweep, state, steps=sweeps, tol=tol, damping=[damping / 2**attempt, *whole], names=names
+                sweep, (start.control,), steps=sweeps, tol=tol, damping=damping / 2**attempt, names=["the control"]
             )
             break
-        except NotSettledError:
+        except NotSettledError as fault:
             if attempt == HALVINGS:
-                raise
-    control, *potentials = settled.state
-    return ClosedLoop(
-        _complete(network, potentials, control, feedback), settled.settled, settled.residual, settled.steps
-    )
+                raise _restless(network, first, feedback, error, gain, fault) from fault
+    state = require_finite(network.settle_from(first, settled.state[0], feedback, latest))
+    return ClosedLoop(state, settled.settled, settled.residual, settled.steps)
 
 
-def _complete(
-    network: DisinhibitoryNetwork, potentials: Sequence[Tensor], control: Tensor, feedback: Sequence[Tensor]
-) -> CircuitState:
-    """The whole state at rest that belongs to given excitatory potentials and control."""
-    lifted = tuple(send_back(control, weights) for weights in feedback)
-    rates = [network.activation_e(u_e) for u_e in potentials]
-    partners = tuple(rate - d for rate, d in zip(rates, lifted, strict=True))
-    drives = tuple(u_e + network.activation_i(u_i) for u_e, u_i in zip(potentials, partners, strict=True))
-    return CircuitState(drives, tuple(potentials), partners, lifted, network.readout(rates[-1]) + control, control)
+def _restless(
+    network: DisinhibitoryNetwork,
+    first: Tensor,
+    feedback: list[Tensor],
+    error: Error,
+    gain: float,
+    fault: NotSettledError,
+) -> NotSettledError:
+    """The same complaint, with the stage that moves most between the last control and the next."""
+    if fault.result is None:
+        return fault
+    control = fault.result.state[0]
+    now = network.settle_from(first, control, feedback)
+    then = network.settle_from(first, gain * error(now.readout), feedback, now)
+    moves = [float((a - b).abs().max()) for a, b in zip(then.u_e, now.u_e, strict=True)]
+    stage = max(range(len(moves)), key=moves.__getitem__)
+    return NotSettledError(f"{fault} Hidden stage {stage + 1} moves most with it, by {moves[stage]:.3g}.", fault.result)
 
 
 @torch.no_grad()

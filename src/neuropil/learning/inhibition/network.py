@@ -6,16 +6,12 @@ For stage l = 1..L with rates rE = phiE(uE), rI = phiI(uI), rE_0 = x,
     tauI duI_l/dt = -uI_l + phiE(uE_l) - d_l,       d_l = c Q_l                 (top-down dis-inhibition)
     tauE do/dt    = -o + W_out rE_L + c                                         (readout, no bias)
 
-where the control c (batch, outputs) reaches the inhibitory partners through the feedback weights Q_l. At rest each
-neuron is the root of one scalar equation,
-
-    uE + phiI(phiE(uE) - d) = a,       uI = phiE(uE) - d,
-
-whose left side is convex in uE and rises with slope 1 + phiI'(uI) phiE'(uE) >= 1. At uE = a it lies above a, so Newton's
-iteration from there falls to the root without overshooting. Nothing here asks what the linear maps are: with convolutions every
+where the control c (batch, outputs) reaches the inhibitory partners through the feedback weights Q_l. At rest uI =
+phiE(uE) - d, and each neuron is the root of one scalar equation (see `root`). Nothing here asks what the linear maps are: with convolutions every
 unit at every position has its partner, and Q_l has the shape of the stage.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -25,11 +21,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neuropil.learning.inhibition.activation import Softplus
+from neuropil.learning.inhibition.root import balanced_root, loop_slope
 from neuropil.learning.networks import linear
 
 __all__ = ["CircuitState", "DisinhibitoryNetwork"]
-
-NEWTON_STEPS = 60
 
 
 class CircuitState(NamedTuple):
@@ -139,17 +134,17 @@ class DisinhibitoryNetwork(nn.Module):
         d uE / d a = 1 / (1 + phiI'(uI) phiE'(uE)); first derivatives only.
         """
         rates = x
-        for drive in self.drives:
-            rates = self.activation_e(self._implicit_root(drive(rates)))
+        for module in self.drives:
+            drive = module(rates)
+            rates = self.activation_e(self._implicit_root(drive))
         return self.readout(rates)
 
     def _implicit_root(self, drive: Tensor) -> Tensor:
         fixed = drive.detach()
-        u_e = self.excitatory_root(fixed)
+        u_e, r_e = balanced_root(fixed, None, self.activation_e, self.activation_i)
         if not (torch.is_grad_enabled() and drive.requires_grad):
             return u_e
-        slope = 1 + self.activation_i.derivative(self.activation_e(u_e)) * self.activation_e.derivative(u_e)
-        return u_e + (drive - fixed) / slope
+        return u_e + (drive - fixed) / loop_slope(u_e, r_e, self.activation_e, self.activation_i)
 
     @torch.no_grad()
     def settle(
@@ -167,8 +162,9 @@ class DisinhibitoryNetwork(nn.Module):
 
         Raises:
             ValueError: if a control comes without feedback weights, or if those do not fit the stages.
+            FloatingPointError: if the circuit is not finite, with the first stage that is not.
         """
-        return self.settle_from(self.drives[0](x), control, feedback)
+        return require_finite(self.settle_from(self.drives[0](x), control, feedback))
 
     @torch.no_grad()
     def settle_from(
@@ -176,8 +172,9 @@ class DisinhibitoryNetwork(nn.Module):
         first: Float[Tensor, "batch *units"],
         control: Float[Tensor, "batch outputs"] | None = None,
         feedback: Sequence[Tensor] | None = None,
+        near: CircuitState | None = None,
     ) -> CircuitState:
-        """As `settle`, from the drive of the first stage, where that is at hand."""
+        """As `settle`, unchecked: from the drive of the first stage, and a state near the solution where one is known."""
         if control is not None and feedback is None:
             raise ValueError("A control acts through feedback weights: pass feedback.")
         if feedback is not None and len(feedback) != len(self.drives):
@@ -185,7 +182,7 @@ class DisinhibitoryNetwork(nn.Module):
         rates, drives, potentials, partners, lifted = first, [], [], [], []
         for index, module in enumerate(self.drives):
             drive = first if index == 0 else module(rates)
-            d = torch.zeros_like(drive)
+            d = None
             if control is not None and feedback is not None:
                 d = send_back(control, feedback[index])
                 if d.shape != drive.shape:
@@ -193,47 +190,17 @@ class DisinhibitoryNetwork(nn.Module):
                         f"Feedback of stage {index + 1} has shape {tuple(feedback[index].shape)}, "
                         f"its neurons {tuple(drive.shape)}."
                     )
-            u_e = self.excitatory_root(drive, d)
-            rates = self.activation_e(u_e)
+            start = near.u_e[index] if near is not None else None
+            u_e, rates = balanced_root(drive, d, self.activation_e, self.activation_i, start)
             drives.append(drive)
             potentials.append(u_e)
-            partners.append(rates - d)
-            lifted.append(d)
+            partners.append(rates if d is None else rates - d)
+            lifted.append(torch.zeros_like(drive) if d is None else d)
         output = self.readout(rates)
         control = torch.zeros_like(output) if control is None else control
         return CircuitState(
             tuple(drives), tuple(potentials), tuple(partners), tuple(lifted), output + control, control
         )
-
-    def newton_step(self, u_e: Tensor, drive: Tensor, dis_inhibition: Tensor) -> Tensor:
-        """One Newton step of uE + phiI(phiE(uE) - d) = a for every neuron."""
-        u_i = self.activation_e(u_e) - dis_inhibition
-        slope = 1 + self.activation_i.derivative(u_i) * self.activation_e.derivative(u_e)
-        return u_e - (u_e - drive + self.activation_i(u_i)) / slope
-
-    @torch.no_grad()
-    def excitatory_root(self, drive: Tensor, dis_inhibition: Tensor | float = 0.0) -> Tensor:
-        """The potential at rest of every excitatory neuron.
-
-        Args:
-            drive: a, any shape.
-            dis_inhibition: d, same shape, or one number.
-
-        Raises:
-            ValueError: if the drive is not finite.
-        """
-        if not bool(torch.isfinite(drive).all()):
-            raise ValueError("The drive of a stage is not finite: look at the input and the weights.")
-        lift = torch.as_tensor(dis_inhibition, dtype=drive.dtype, device=drive.device)
-        u_e = drive
-        tol = torch.finfo(drive.dtype).eps ** 0.5  # the error after a Newton step is about the step squared
-        for _ in range(NEWTON_STEPS):
-            proposal = self.newton_step(u_e, drive, lift)
-            change = (proposal - u_e).abs_().div_(u_e.abs().add_(1)).max() if proposal.numel() else 0.0
-            u_e = proposal
-            if change <= tol:
-                break
-        return u_e
 
     @torch.no_grad()
     def output_jacobian(self, state: CircuitState) -> list[Tensor]:
@@ -255,6 +222,19 @@ class DisinhibitoryNetwork(nn.Module):
             above = above * self.activation_e.derivative(u_e)[:, None]
             jacobians.append(above)
         return jacobians[::-1]
+
+
+def require_finite(state: CircuitState) -> CircuitState:
+    """The state, if it is finite.
+
+    Raises:
+        FloatingPointError: if not, with the first stage that is not.
+    """
+    if math.isfinite(float(state.readout.sum())):
+        return state
+    broken = [index for index, u_e in enumerate(state.u_e) if not bool(torch.isfinite(u_e).all())]
+    where = f"Hidden stage {broken[0] + 1}" if broken else "The readout"
+    raise FloatingPointError(f"{where} is not finite: look at the input and the weights.")
 
 
 def send_back(control: Float[Tensor, "batch outputs"], feedback: Tensor) -> Tensor:
