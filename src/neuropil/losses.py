@@ -10,7 +10,9 @@ from torch import Tensor
 __all__ = ["half_squared_error", "soften"]
 
 
-def half_squared_error(output: Float[Tensor, "batch *units"], target: Float[Tensor, "batch *units"]) -> Float[Tensor, ""]:
+def half_squared_error(
+    output: Float[Tensor, "batch *units"], target: Float[Tensor, "batch *units"]
+) -> Float[Tensor, ""]:
     """Half the squared distance, summed over units, averaged over the batch: its output gradient is (o - y) / batch.
 
     Raises:
@@ -39,7 +41,7 @@ def soften(
         raise ValueError(f"classes must be at least 2, got {classes}.")
     if not 0 < top <= 1:
         raise ValueError(f"top must lie in (0, 1], got {top}.")
-    if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < classes):
+    if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
         wrong = labels[(labels < 0) | (labels >= classes)][0]
         raise ValueError(f"class {int(wrong)} among the labels, but there are {classes} classes (0 to {classes - 1}).")
     targets = torch.full((len(labels), classes), (1 - top) / (classes - 1), dtype=dtype, device=labels.device)

@@ -34,9 +34,8 @@ def panels(columns: int = 1, rows: int = 1, *, size: tuple[float, float] = PANEL
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=8)
-        ax.xaxis.label.set_size(9)
-        ax.yaxis.label.set_size(9)
-        ax.title.set_size(10)
+        for text, points in ((ax.xaxis.label, 9), (ax.yaxis.label, 9), (ax.title, 10)):
+            text.set_fontsize(points)
         ax.set_prop_cycle(color=COLOURS)
     return figure, axes
 

@@ -161,7 +161,7 @@ def compare_paired(
     return Comparison(tuple(difference.tolist()), estimate(difference, confidence), sign_test(difference))
 
 
-def paired(  # noqa: D417 - the keywords are those of compare_paired
+def paired(
     table: pd.DataFrame, first: str, second: str, *, value: str = "accuracy", arm: str = "rule", **options
 ) -> Comparison:
     """Compare two arms of a long table with the columns `arm`, "seed" and `value`.
@@ -192,4 +192,4 @@ def _arm(table: pd.DataFrame, name: str, value: str, arm: str) -> pd.Series:
     rows = table[table[arm] == name]
     if rows.empty:
         raise ValueError(f"No {arm} named {name!r}; the table has {sorted(table[arm].unique())}.")
-    return rows.set_index("seed")[value].sort_index()
+    return pd.Series(list(rows[value]), index=pd.Index(list(rows["seed"]))).sort_index()

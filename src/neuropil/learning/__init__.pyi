@@ -4,6 +4,7 @@ from .backpropagation import Backpropagation as Backpropagation
 from .compare import Contender as Contender
 from .compare import compare as compare
 from .compare import evaluate as evaluate
+from .compare import final_accuracies as final_accuracies
 from .compare import train_epoch as train_epoch
 from .compare import tune_rates as tune_rates
 from .inhibition import DisinhibitoryControl as DisinhibitoryControl

@@ -17,7 +17,12 @@ Gradients = dict[str, Tensor]
 
 
 def alignment(
-    rule: LearningRule, x: Tensor, y: Tensor | None = None, *, reference: LearningRule | None = None, size: int | None = None
+    rule: LearningRule,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    reference: LearningRule | None = None,
+    size: int | None = None,
 ) -> pd.DataFrame:
     """Compare the gradients that two rules give to one network.
 

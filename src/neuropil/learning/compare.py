@@ -1,11 +1,12 @@
 """Learning rules on equal terms: the same splits, batches and number of updates, each at its own tuned rate."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import joblib
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -14,10 +15,10 @@ from torch.nn.functional import cross_entropy
 from neuropil.data import Dataset
 from neuropil.learning.rule import LearningRule, Loss
 from neuropil.learning.settle import NotSettledError
+from neuropil.parallel import Track, parallel
 
-__all__ = ["Contender", "compare", "evaluate", "train_epoch", "tune_rates"]
+__all__ = ["Contender", "compare", "evaluate", "final_accuracies", "train_epoch", "tune_rates"]
 
-Track = Callable[..., Iterable[Any]]
 Data = Dataset | Callable[[int], Dataset]
 Measure = Callable[[LearningRule, Dataset], Mapping[str, float]]
 SHUFFLING = 0x5EED  # apart from the seeds of the initial weights
@@ -108,7 +109,7 @@ def compare(
         track: shows progress: called with an iterable, a label and `total=`, yields the same items.
 
     Returns:
-        One row a rule, seed and epoch (0 = before learning): rule, seed, epoch, loss (mean over the epoch, NaN at
+        One row a rule, seed and epoch (0 = before learning): rule, seed, epoch, rate, loss (mean over the epoch, NaN at
         epoch 0), accuracy (fraction of the test set), seconds (spent on learning in this epoch), and what `measure`
         adds.
 
@@ -120,14 +121,13 @@ def compare(
         raise ValueError(f"epochs and batch_size must be at least 1, got {epochs} and {batch_size}.")
     arms = {name: _contender(name, rule, net, rate) for name, rule in rules.items()}
     chosen = range(seeds) if isinstance(seeds, int) else seeds
-    tasks = [
-        joblib.delayed(_run)(name, arm, data, seed, loss_fn, epochs, batch_size, measure)
+    calls = [
+        partial(_run, name, arm, data, seed, loss_fn, epochs, batch_size, measure)
         for seed in chosen
         for name, arm in arms.items()
     ]
-    finished = joblib.Parallel(n_jobs=jobs, return_as="generator")(tasks)
     label = f"{len(arms)} rules on {len(chosen)} seeds, {epochs} epochs"
-    rows = [row for rows in (track(finished, label, total=len(tasks)) if track else finished) for row in rows]
+    rows = [row for several in parallel(calls, jobs=jobs, track=track, label=label) for row in several]
     return pd.DataFrame(rows)
 
 
@@ -159,13 +159,12 @@ def tune_rates(
         raise ValueError("rates is empty: there is nothing to choose from.")
     held = data.holdout(validation, seed=seed)
     ordered = sorted(rates)
-    tasks = [
-        joblib.delayed(_score)(name, replace(arm, rate=rate), held, seed, loss_fn, epochs, batch_size)
+    calls = [
+        partial(_score, name, replace(arm, rate=rate), held, seed, loss_fn, epochs, batch_size)
         for name, arm in rules.items()
         for rate in ordered
     ]
-    finished = joblib.Parallel(n_jobs=jobs, return_as="generator")(tasks)
-    scores = list(track(finished, f"tuning {len(rules)} rates", total=len(tasks)) if track else finished)
+    scores = parallel(calls, jobs=jobs, track=track, label=f"tuning {len(rules)} rates")
     chosen = {}
     for index, (name, arm) in enumerate(rules.items()):
         own = scores[index * len(ordered) : (index + 1) * len(ordered)]
@@ -173,6 +172,34 @@ def tune_rates(
             raise FloatingPointError(f"{name} diverges at every rate of {ordered}.")
         chosen[name] = replace(arm, rate=ordered[own.index(max(own))])
     return chosen
+
+
+def final_accuracies(table: pd.DataFrame) -> pd.DataFrame:
+    """Where every rule ends.
+
+    Args:
+        table: from `compare`.
+
+    Returns:
+        One row a rule: rule, accuracy and spread (mean and standard deviation over seeds after the last epoch,
+        percent), seeds, rate, and milliseconds (median time of learning an epoch).
+    """
+    rows = []
+    for rule, own in table.groupby("rule", sort=False):
+        last = 100 * own.loc[own["epoch"] == own["epoch"].max(), "accuracy"].to_numpy(dtype=float)
+        spread = float(last.std(ddof=1)) if len(last) > 1 else float("nan")
+        time_taken = own.loc[own["epoch"] > 0, "seconds"].to_numpy(dtype=float)
+        rows.append(
+            {
+                "rule": str(rule),
+                "accuracy": float(last.mean()),
+                "spread": spread,
+                "seeds": len(last),
+                "rate": float(own["rate"].to_numpy(dtype=float)[0]),
+                "milliseconds": float(1e3 * np.median(time_taken)),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _contender(name: str, rule: Any, net: Callable | None, rate: float) -> Contender:
@@ -193,8 +220,6 @@ def _run(
     batch_size: int,
     measure: Measure | None = None,
 ) -> list[dict[str, Any]]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
         split = data if isinstance(data, Dataset) else data(seed)
         net = arm.net(torch.Generator().manual_seed(seed)).to(split.x_train)
@@ -207,14 +232,13 @@ def _run(
             if epoch > 0:
                 loss = train_epoch(rule, optimizer, split, batch_size=batch_size, generator=order)
             seconds = time.perf_counter() - start
-            row = {"rule": name, "seed": seed, "epoch": epoch, "loss": loss, "accuracy": evaluate(rule, split)}
-            rows.append(row | {"seconds": seconds} | dict(measure(rule, split) if measure else {}))
+            row: dict[str, Any] = {"rule": name, "seed": seed, "epoch": epoch, "rate": arm.rate, "loss": loss}
+            row |= {"accuracy": evaluate(rule, split), "seconds": seconds}
+            rows.append(row | dict(measure(rule, split) if measure else {}))
         return rows
     except (FloatingPointError, ValueError) as error:
         error.add_note(f"This was {name!r} on seed {seed}, at rate {arm.rate:g}.")
         raise
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _score(name: str, arm: Contender, data: Dataset, seed: int, loss_fn: Loss, epochs: int, batch_size: int) -> float:

@@ -32,11 +32,10 @@ def linear(inputs: int, outputs: int, *, bias: bool = True, generator: torch.Gen
     """
     if inputs < 1 or outputs < 1:
         raise ValueError(f"A layer needs at least one input and one output, got {inputs} and {outputs}.")
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
-    with torch.no_grad():
-        lecun_normal_(layer.weight, generator)
-        if bias:
-            layer.bias.zero_()
+    layer = nn.Linear(inputs, outputs, bias=bias, device="meta").to_empty(device="cpu")  # no draw from the global state
+    lecun_normal_(layer.weight, generator)
+    if bias:
+        nn.init.zeros_(layer.bias)
     return layer
 
 

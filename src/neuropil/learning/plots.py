@@ -55,10 +55,10 @@ def plot_final_accuracies(tables: dict[str, pd.DataFrame], axes: Sequence[Axes] 
     if len(own) < len(tables):
         raise ValueError(f"{len(own)} axes for {len(tables)} tables.")
     for ax, (title, table) in zip(own, tables.items(), strict=False):
-        last = table.sort_values("epoch").groupby(["rule", "seed"], sort=False, as_index=False).last()
+        last = table[table["epoch"] == table["epoch"].max()]
         rules = list(dict.fromkeys(table["rule"]))
         for place, (colour, rule) in enumerate(zip(_colours(table), rules, strict=True)):
-            values = 100 * last.loc[last["rule"] == rule, "accuracy"].to_numpy()
+            values = 100 * last.loc[last["rule"] == rule, "accuracy"].to_numpy(dtype=float)
             spread = np.linspace(-0.12, 0.12, len(values)) if len(values) > 1 else [0.0]
             ax.plot(place + np.asarray(spread), values, "o", ms=3, color=colour, alpha=0.5, mew=0)
             low, high = t_interval(values)
@@ -73,5 +73,5 @@ def plot_final_accuracies(tables: dict[str, pd.DataFrame], axes: Sequence[Axes] 
 
 
 def _colours(table: pd.DataFrame) -> list[str]:
-    count = table["rule"].nunique()
-    return [COLOURS[index % len(COLOURS)] for index in range(count)]
+    rules = dict.fromkeys(table["rule"])
+    return [COLOURS[index % len(COLOURS)] for index in range(len(rules))]

@@ -2,7 +2,7 @@
 
     s_{k+1} = s_k + damping * (step(s_k) - s_k),      until   max |step(s) - s| / (1 + |s|) < tol   for each sample
 
-Samples never interact: each has its own residual and its own damping, which is halved whenever its residual grows, so
+Samples never interact: each has its own residual and its own damping, which is halved whenever its steps grow, so
 that one stiff sample neither stops the others nor diverges.
 """
 
@@ -67,7 +67,7 @@ def settle(
         tol: scaled residual below which a sample counts as settled.
         damping: fraction of each step that is taken, in (0, 1], for all entries or one an entry. An entry at exactly 1
             is taken whole always (a Newton step, or a quantity that follows from the others); any other is halved for a
-            sample whose residual grows.
+            sample whose steps grow.
         names: of the entries, for the message.
 
     Returns:
@@ -87,24 +87,29 @@ def settle(
     for taken in range(1, steps + 1):  # noqa: B007 - the count is returned
         proposal = step(state)
         changes = [new - old for new, old in zip(proposal, state, strict=True)]
-        residuals = [_residual(change, old) for change, old in zip(changes, state, strict=True)]
+        sizes = [change.abs() for change in changes]
+        length = torch.stack([size.flatten(1).amax(1) for size in sizes]).amax(0) if any(adaptive) else previous
+        residuals = [_residual(size, old) for size, old in zip(sizes, state, strict=True)]
         residual = residuals[0] if len(residuals) == 1 else torch.stack(residuals).amax(0)
         worst = float(residual.max()) if residual.numel() else 0.0
         if worst < tol:
             state = proposal
             break
         if not math.isfinite(worst):  # stay where the map still had a value
-            proposal = tuple(torch.where(torch.isfinite(new), new, old) for new, old in zip(proposal, state, strict=True))
+            proposal = tuple(
+                torch.where(torch.isfinite(new), new, old) for new, old in zip(proposal, state, strict=True)
+            )
             changes = [new - old for new, old in zip(proposal, state, strict=True)]
         if any(adaptive):
-            growing = ~(residual <= GROWTH * previous)  # NaN grows
+            # By its length: scaled by the state, a step that runs away with it looks steady. NaN grows.
+            growing = ~(length <= GROWTH * previous)
             if bool(growing.any()):
                 relax = torch.where(growing, (relax / 2).clamp(min=SMALLEST_DAMPING), relax)
         state = tuple(
             old + (_like(relax, change) * factor) * change if halved else old + factor * change if factor < 1 else new
             for new, old, change, factor, halved in zip(proposal, state, changes, factors, adaptive, strict=True)
         )
-        previous = residual
+        previous = length
     result = Settled(state, residual, residual < tol, taken)
     if 2 * int(result.settled.sum()) < len(residual):
         raise NotSettledError(_complaint(residuals, result.settled, taken, tol, names), result)
@@ -126,17 +131,15 @@ def _check(state: State, steps: int, tol: float, damping: float | Sequence[float
     return [float(factor) for factor in factors]
 
 
-def _residual(change: Tensor, old: Tensor) -> Float[Tensor, " batch"]:
-    return change.abs().div_(old.abs().add_(1)).flatten(1).amax(1)
+def _residual(size: Tensor, old: Tensor) -> Float[Tensor, " batch"]:
+    return size.div_(old.abs().add_(1)).flatten(1).amax(1)
 
 
 def _like(values: Float[Tensor, " batch"], other: Tensor) -> Tensor:
     return values.view(-1, *[1] * (other.dim() - 1))
 
 
-def _complaint(
-    residuals: list[Tensor], settled: Tensor, steps: int, tol: float, names: Sequence[str] | None
-) -> str:
+def _complaint(residuals: list[Tensor], settled: Tensor, steps: int, tol: float, names: Sequence[str] | None) -> str:
     worst = torch.stack([values.nan_to_num(nan=torch.inf).max() for values in residuals])
     entry = int(worst.argmax())
     name = names[entry] if names else f"entry {entry}"

@@ -92,8 +92,8 @@ class Stages:
     def __init__(
         self,
         net: nn.Module,
-        points: Sequence[str] | Literal["blocks"] | None = None,
-        cut: Literal["activation", "preactivation"] = "activation",
+        points: Sequence[str] | str | None = None,
+        cut: str = "activation",
     ):
         if cut not in ("activation", "preactivation"):
             raise ValueError(f'cut must be "activation" or "preactivation", got {cut!r}.')
@@ -121,7 +121,9 @@ class Stages:
         modules = dict(self.net.named_modules())
         for point in points:
             if point == "" or point not in modules:
-                raise ValueError(f"No module named {point!r} in {type(self.net).__name__}; it has {sorted(modules)[1:]}.")
+                raise ValueError(
+                    f"No module named {point!r} in {type(self.net).__name__}; it has {sorted(modules)[1:]}."
+                )
         if len(set(points)) < len(points):
             raise ValueError(f"A point is named twice: {list(points)}.")
         return [Cut(point) for point in points]
@@ -171,7 +173,9 @@ class Stages:
 
         outputs.append(self._run(x, visit))
         if len(outputs) != len(self):
-            raise ValueError(f"The net passed {len(outputs) - 1} of {len(self._cuts)} cuts: its path depends on the input.")
+            raise ValueError(
+                f"The net passed {len(outputs) - 1} of {len(self._cuts)} cuts: its path depends on the input."
+            )
         if detach and activities is None and not self._leakproof and torch.is_grad_enabled():
             self._check_leaks(outputs)
             self._leakproof = True
@@ -209,7 +213,7 @@ class Stages:
         return value
 
     def _trace(self, x: Tensor) -> None:
-        """Pass one batch without a trace: put the cuts in order, drop empty stages of "blocks", complain of the rest."""
+        """Pass one batch without a trace: order the cuts, drop empty stages of "blocks", complain of the rest."""
         passed: list[tuple[int, Tensor]] = []
 
         def visit(index: int, value: Tensor) -> Tensor:

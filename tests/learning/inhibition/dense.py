@@ -36,7 +36,9 @@ def drives_of(weights, biases, x, potentials):
     return [w @ r + b for w, b, r in zip(weights, biases, rates, strict=True)]
 
 
-def gradients(weights, biases, w_out, x, y, *, rule="exact", loss="cross_entropy", gain=0.6, norm=1.0, nudge=None, r0=None):
+def gradients(
+    weights, biases, w_out, x, y, *, rule="exact", loss="cross_entropy", gain=0.6, norm=1.0, nudge=None, r0=None
+):
     """Gradient of one sample, as minus the weight change; r0: rates where the linear rule's tangent touches."""
     sizes = [len(b) for b in biases]
 
@@ -67,9 +69,7 @@ def gradients(weights, biases, w_out, x, y, *, rule="exact", loss="cross_entropy
     def closed_residual(vector):
         *potentials, c = unstack(vector, [*sizes, len(y)])
         drives = drives_of(weights, biases, x, potentials)
-        neurons = [
-            u + phi(phi(u) - c @ q) - a for u, q, a in zip(potentials, feedback, drives, strict=True)
-        ]
+        neurons = [u + phi(phi(u) - c @ q) - a for u, q, a in zip(potentials, feedback, drives, strict=True)]
         return stack([*neurons, c - gain * error(w_out @ phi(potentials[-1]) + c)])
 
     *potentials, c = unstack(solve(closed_residual, stack([*rest, np.zeros(len(y))])), [*sizes, len(y)])

@@ -33,7 +33,9 @@ def circuit(*sizes, dtype=torch.float64, seed=0):
 
 def batch(samples, inputs, outputs, dtype=torch.float64, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(samples, inputs, generator=generator).to(dtype), torch.randint(outputs, (samples,), generator=generator)
+    return torch.rand(samples, inputs, generator=generator).to(dtype), torch.randint(
+        outputs, (samples,), generator=generator
+    )
 
 
 def gradients(net, x, y, loss_fn=cross_entropy, **options):
@@ -168,7 +170,12 @@ def test_control_pulls_the_readout_towards_the_target(options):
     rule = DisinhibitoryControl(net, cross_entropy, **options)
     rule.backward(x, y)
     assert rule.last is not None
-    assert bool((cross_entropy(rule.last.closed.readout, y, reduction="none") < cross_entropy(rule.last.open.readout, y, reduction="none")).all())
+    assert bool(
+        (
+            cross_entropy(rule.last.closed.readout, y, reduction="none")
+            < cross_entropy(rule.last.open.readout, y, reduction="none")
+        ).all()
+    )
     assert rule.last.settled.all()
     assert float(control_energy(rule.last.closed)) > 0
     assert float(control_energy(rule.last.open)) == 0
@@ -260,7 +267,9 @@ def test_inputs_of_any_size_give_finite_gradients(scale, rule, dtype):
     x, y = batch(6, 8, 4, dtype=dtype)
     for inputs in (scale * x, -scale * x, 0 * x, scale * x[:1]):
         for loss_fn in (cross_entropy, half_squared_error):
-            targets = y[: len(inputs)] if loss_fn is cross_entropy else nn.functional.one_hot(y, 4)[: len(inputs)].to(dtype)
+            targets = (
+                y[: len(inputs)] if loss_fn is cross_entropy else nn.functional.one_hot(y, 4)[: len(inputs)].to(dtype)
+            )
             for gradient in gradients(net, inputs, targets, loss_fn, rule=rule):
                 assert torch.isfinite(gradient).all()
 
@@ -306,7 +315,7 @@ def test_a_loop_that_does_not_settle_names_the_stage_and_the_residual():
 
 def test_unsettled_samples_teach_nothing():
     net = circuit(6, 8, 4)
-    x, y = batch(5, 6, 4)
+    x, _ = batch(5, 6, 4)
     with torch.no_grad():
         rest = net.settle(x)
 
@@ -344,12 +353,21 @@ def test_samples_do_not_interact_in_the_loop():
         (lambda net, x, y: DisinhibitoryControl(net, cross_entropy, nudge=0.0), r"nudge must lie in \(0, 1\]"),
         (lambda net, x, y: DisinhibitoryControl(net, cross_entropy, tol=-1.0), "tol must be positive"),
         (lambda net, x, y: DisinhibitoryControl(net, cross_entropy).backward(x, y[:3]), "3 targets for 5 inputs"),
-        (lambda net, x, y: DisinhibitoryControl(net, cross_entropy).backward(x, y[:, None]), r"\(batch,\), got \(5, 1\)"),
+        (
+            lambda net, x, y: DisinhibitoryControl(net, cross_entropy).backward(x, y[:, None]),
+            r"\(batch,\), got \(5, 1\)",
+        ),
         (lambda net, x, y: DisinhibitoryControl(net, cross_entropy).backward(x, x), r"\(5, 6\), the readout \(5, 4\)"),
         (lambda net, x, y: DisinhibitoryControl(net, cross_entropy).backward(x, y + 7), "class .* among the labels"),
         (lambda net, x, y: DisinhibitoryControl(net, cross_entropy).backward(x), "pass y"),
-        (lambda net, x, y: DisinhibitoryControl(net, cross_entropy, feedback=[x]).backward(x, y), r"\(4, 8\), got \(5, 6\)"),
-        (lambda net, x, y: DisinhibitoryControl(net, cross_entropy, controller=LeakyPI(leak=0.0)).backward(x, y), "no finite gain"),
+        (
+            lambda net, x, y: DisinhibitoryControl(net, cross_entropy, feedback=[x]).backward(x, y),
+            r"\(4, 8\), got \(5, 6\)",
+        ),
+        (
+            lambda net, x, y: DisinhibitoryControl(net, cross_entropy, controller=LeakyPI(leak=0.0)).backward(x, y),
+            "no finite gain",
+        ),
         (lambda net, x, y: LeakyPI(tau=0.0), "tau must be positive"),
         (lambda net, x, y: trajectory(net, x, [0.2, 0.1]), "times must rise"),
         (lambda net, x, y: trajectory(net, x, [0.2], controller=LeakyPI()), "together"),
@@ -362,7 +380,9 @@ def test_bad_input_is_refused_in_words(build, words):
 
 def test_targets_of_a_wrong_type_are_refused():
     with pytest.raises(TypeError, match="bool"):
-        DisinhibitoryControl(circuit(6, 8, 4), cross_entropy).backward(batch(5, 6, 4)[0], torch.ones(5, dtype=torch.bool))
+        DisinhibitoryControl(circuit(6, 8, 4), cross_entropy).backward(
+            batch(5, 6, 4)[0], torch.ones(5, dtype=torch.bool)
+        )
 
 
 def test_state_dict_carries_the_running_mean_of_inhibition():

@@ -115,7 +115,9 @@ def test_control_raises_the_readout_where_it_pushes(generator):
     net = network(5, 8, 3)
     x = torch.randn(2, 5, dtype=torch.float64, generator=generator)
     rest = net.settle(x)
-    feedback = [j * net.activation_i.derivative(u)[:, None] for j, u in zip(net.output_jacobian(rest), rest.u_i, strict=True)]
+    feedback = [
+        j * net.activation_i.derivative(u)[:, None] for j, u in zip(net.output_jacobian(rest), rest.u_i, strict=True)
+    ]
     control = torch.tensor([[0.1, 0.0, -0.2], [0.0, 0.3, 0.0]], dtype=torch.float64)
     pushed = net.settle(x, control, feedback)
     shift = net.readout(net.activation_e(pushed.u_e[0])) - net.readout(net.activation_e(rest.u_e[0]))

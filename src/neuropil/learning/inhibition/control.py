@@ -3,7 +3,7 @@
 One step on a batch of size B, from the open loop at rest to the gradient:
 
     1. open loop: c = 0
-    2. Q_l = J_l diag(phiI'(uI_l)), each sample's divided by its Frobenius norm (J: `DisinhibitoryNetwork.output_jacobian`)
+    2. Q_l = J_l diag(phiI'(uI_l)), divided by its norm in each sample (J: `DisinhibitoryNetwork.output_jacobian`)
     3. the controller's error e(o) = -B dL/do, which a nudge can soften
     4. closed loop at rest: every partner loses d_l = c Q_l
     5. plasticity, local to each neuron:
@@ -11,9 +11,9 @@ One step on a batch of size B, from the open loop at rest to the gradient:
                                                                         u_hat = theta + delta rI          linear rule
            dW_out =  eta (o - W_out rE_L) x rE_L
 
-so the sign of plasticity is the sign of (excitatory rate - the inhibition it should receive). At rest rE - uI = d, hence
-the exact rule is d phiE'(uE), zero without control. The linear rule replaces the inverse by its tangent at the mean
-inhibitory rate of the open loop: a BCM-like threshold theta + delta rI that inhibition moves.
+so the sign of plasticity is the sign of (excitatory rate - the rate that its inhibition balances). At rest rE - uI = d,
+hence the exact rule is d phiE'(uE), zero without control. The linear rule replaces the inverse by its tangent at the
+mean inhibitory rate of the open loop: a BCM-like threshold theta + delta rI that inhibition moves.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -107,7 +107,7 @@ class DisinhibitoryControl(LearningRule):
     Source: Rossbroich & Zenke 2023 (arXiv 2310.19614), eqs. 4-9.
     """
 
-    net: DisinhibitoryNetwork
+    net: DisinhibitoryNetwork  # pyright: ignore[reportIncompatibleVariableOverride] - narrower, and checked
     last: ControlRecord | None
 
     def __init__(
@@ -275,7 +275,10 @@ class DisinhibitoryControl(LearningRule):
             before = state
             state, integral = integrate(self.net, x, state, integral, feedback, error, self.controller, self.dt)
         # A residual per time constant of the excitatory neurons, as the algebraic solver's per sweep.
-        moved = [_moved(now, was) for now, was in zip((*state.u_e, state.readout), (*before.u_e, before.readout), strict=True)]
+        moved = [
+            _moved(now, was)
+            for now, was in zip((*state.u_e, state.readout), (*before.u_e, before.readout), strict=True)
+        ]
         residual = torch.stack(moved).amax(0) * (self.net.tau_e / self.dt)
         settled = residual < self.tol
         if 2 * int(settled.sum()) < len(settled):

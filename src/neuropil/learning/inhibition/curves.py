@@ -9,16 +9,15 @@ followed by Euler steps to rest; then, with rE = phi(uE) and rI = phi(uI),
 
     dw = x (rE - u_hat) phi'(uE),      u_hat = uI (exact rule)   or   theta + delta rI (linear rule)
 
-At rest rE - uI = alpha (r_target - rE): under the exact rule the sign flips exactly at the target rate. Without a target
-the exact rule is silent and the linear one is a BCM curve. In the isolated neuron uE = x and rI are imposed, and the sign
-flips at rE = theta + delta rI: inhibition moves the threshold.
+At rest rE - uI = alpha (r_target - rE): under the exact rule the sign flips exactly at the target rate. Without a
+target the exact rule is silent and the linear one is a BCM curve. In the isolated neuron uE = x and rI are imposed, and
+the sign flips at rE = theta + delta rI: inhibition moves the threshold.
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from neuropil.learning.inhibition.activation import Softplus
@@ -30,7 +29,7 @@ STEPS, DT = 600, 0.02
 
 
 def plasticity_curve(
-    x: Sequence[float] | np.ndarray,
+    x: ArrayLike,
     target: float | None = None,
     theta: float | None = None,
     delta: float | None = None,
@@ -75,8 +74,8 @@ def plasticity_curve(
 
 
 def isolated_curve(
-    x: Sequence[float] | np.ndarray,
-    inhibition: Sequence[float] | np.ndarray = (0.01, 0.673, 1.337, 2.0),
+    x: ArrayLike,
+    inhibition: ArrayLike = (0.01, 0.673, 1.337, 2.0),
     theta: float | None = None,
     delta: float | None = None,
     *,
@@ -111,7 +110,7 @@ def isolated_curve(
     return _table(x=grid[0], r_e=grid[1], r_i=grid[2], dw=dw)
 
 
-def zero_crossings(rates: Sequence[float] | np.ndarray, changes: Sequence[float] | np.ndarray) -> np.ndarray:
+def zero_crossings(rates: ArrayLike, changes: ArrayLike) -> np.ndarray:
     """Rates at which a curve changes its sign, interpolated linearly; touching zero without crossing does not count."""
     rates, changes = np.asarray(rates, dtype=float), np.asarray(changes, dtype=float)
     moved = np.abs(changes) > 0
@@ -120,7 +119,7 @@ def zero_crossings(rates: Sequence[float] | np.ndarray, changes: Sequence[float]
     return rates[at] - changes[at] * (rates[at + 1] - rates[at]) / (changes[at + 1] - changes[at])
 
 
-def _inputs(x: Sequence[float] | np.ndarray) -> Tensor:
+def _inputs(x: ArrayLike) -> Tensor:
     values = np.asarray(x, dtype=float).ravel()
     if values.size == 0 or not np.isfinite(values).all():
         raise ValueError("x must hold finite numbers, and at least one.")

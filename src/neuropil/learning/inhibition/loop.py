@@ -1,9 +1,9 @@
 """Closing the loop: the circuit under feedback control, at rest or in time.
 
 At rest the controller's c = gain * e(o) and the circuit's o(c) must agree. For a given c the stages follow from below,
-every neuron the root of its own equation, so c is the only unknown: sweep the circuit at c, then move c by a damped step
-to gain * e(o), until it stays. In time, the equations of `network` and `controllers` are integrated by exponential Euler
-steps: each potential relaxes exactly towards what its input is at the start of the step.
+every neuron the root of its own equation, so c is the only unknown: sweep the circuit at c, then move c by a damped
+step to gain * e(o), until it stays. In time, the equations of `network` and `controllers` are integrated by exponential
+Euler steps: each potential relaxes exactly towards what its input is at the start of the step.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from neuropil.learning.inhibition.controllers import Controller
 from neuropil.learning.inhibition.network import CircuitState, DisinhibitoryNetwork, require_finite, send_back
-from neuropil.learning.settle import NotSettledError, settle
+from neuropil.learning.settle import NotSettledError, Settled, settle
 
 __all__ = ["ClosedLoop", "close_loop", "integrate", "trajectory"]
 
@@ -79,15 +79,16 @@ def close_loop(
         latest = network.settle_from(first, state[0], feedback, latest)
         return (gain * error(latest.readout),)
 
-    for attempt in range(HALVINGS + 1):
+    def attempt(halvings: int) -> Settled:
+        options = {"steps": sweeps, "tol": tol, "names": ["the control"]}
         try:
-            settled = settle(
-                sweep, (start.control,), steps=sweeps, tol=tol, damping=damping / 2**attempt, names=["the control"]
-            )
-            break
+            return settle(sweep, (start.control,), damping=damping / 2**halvings, **options)
         except NotSettledError as fault:
-            if attempt == HALVINGS:
+            if halvings == HALVINGS:
                 raise _restless(network, first, feedback, error, gain, fault) from fault
+            return attempt(halvings + 1)
+
+    settled = attempt(0)
     state = require_finite(network.settle_from(first, settled.state[0], feedback, latest))
     return ClosedLoop(state, settled.settled, settled.residual, settled.steps)
 

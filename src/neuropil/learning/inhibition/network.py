@@ -7,8 +7,8 @@ For stage l = 1..L with rates rE = phiE(uE), rI = phiI(uI), rE_0 = x,
     tauE do/dt    = -o + W_out rE_L + c                                         (readout, no bias)
 
 where the control c (batch, outputs) reaches the inhibitory partners through the feedback weights Q_l. At rest uI =
-phiE(uE) - d, and each neuron is the root of one scalar equation (see `root`). Nothing here asks what the linear maps are: with convolutions every
-unit at every position has its partner, and Q_l has the shape of the stage.
+phiE(uE) - d, and each neuron is the root of one scalar equation (see `root`). Nothing here asks what the linear maps
+are: with convolutions every unit at every position has its partner, and Q_l has the shape of the stage.
 """
 
 import math
@@ -174,7 +174,7 @@ class DisinhibitoryNetwork(nn.Module):
         feedback: Sequence[Tensor] | None = None,
         near: CircuitState | None = None,
     ) -> CircuitState:
-        """As `settle`, unchecked: from the drive of the first stage, and a state near the solution where one is known."""
+        """As `settle`, unchecked: from the first stage's drive, and a state near the solution where one is known."""
         if control is not None and feedback is None:
             raise ValueError("A control acts through feedback weights: pass feedback.")
         if feedback is not None and len(feedback) != len(self.drives):
@@ -198,9 +198,7 @@ class DisinhibitoryNetwork(nn.Module):
             lifted.append(torch.zeros_like(drive) if d is None else d)
         output = self.readout(rates)
         control = torch.zeros_like(output) if control is None else control
-        return CircuitState(
-            tuple(drives), tuple(potentials), tuple(partners), tuple(lifted), output + control, control
-        )
+        return CircuitState(tuple(drives), tuple(potentials), tuple(partners), tuple(lifted), output + control, control)
 
     @torch.no_grad()
     def output_jacobian(self, state: CircuitState) -> list[Tensor]:
@@ -238,13 +236,10 @@ def require_finite(state: CircuitState) -> CircuitState:
 
 
 def send_back(control: Float[Tensor, "batch outputs"], feedback: Tensor) -> Tensor:
-    """d = c Q: control on its way to the inhibitory partners of one stage, (batch, *units)."""
+    """D = c Q: control on its way to the inhibitory partners of one stage, (batch, *units)."""
     shape = feedback.shape[2:]
     flat = feedback.flatten(2) if len(shape) > 1 else feedback
-    if len(flat) == 1:
-        lifted = control @ flat[0]
-    else:
-        lifted = torch.bmm(control[:, None], flat)[:, 0]
+    lifted = control @ flat[0] if len(flat) == 1 else torch.bmm(control[:, None], flat)[:, 0]
     return lifted.view(-1, *shape) if len(shape) > 1 else lifted
 
 

@@ -15,7 +15,11 @@ __all__ = ["plot_isolated", "plot_plasticity", "plot_teacher_student"]
 
 
 def plot_plasticity(
-    curves: Mapping[str, pd.DataFrame], ax: Axes | None = None, *, title: str = "", targets: Mapping[str, float] | None = None
+    curves: Mapping[str, pd.DataFrame],
+    ax: Axes | None = None,
+    *,
+    title: str = "",
+    targets: Mapping[str, float] | None = None,
 ) -> Figure:
     """Weight change against the postsynaptic rate.
 

@@ -1,8 +1,8 @@
 """Four other circuit models of error-driven plasticity, on the axes of `curves`.
 
-Each neuron gets an input x through a weight of 1 and may be asked for a target rate; phi is a softplus. Three conditions:
-with a target, without one, and with inhibition imposed (x then stands for the dendritic potential). Only the
-dis-inhibitory rule keeps a BCM curve when no top-down signal comes.
+Each neuron gets an input x through a weight of 1 and may be asked for a target rate; phi is a softplus. Three
+conditions: with a target, without one, and with inhibition imposed (x then stands for the dendritic potential). Only
+the dis-inhibitory rule keeps a BCM curve when no top-down signal comes.
 
     Sacramento et al. 2018: soma between a basal dendrite v_b = x and an apical one v_a = w_IE phi(ui) + target,
         ue' = -g_lk ue + g_B (v_b - ue) + g_A (v_a - ue)
@@ -16,15 +16,16 @@ dis-inhibitory rule keeps a BCM curve when no top-down signal comes.
         p_o = p_b (1 - (target - e_o) h_o),         u = p_b e_o - p_o e_o,      p = sigmoid(4 u h)
         dw = x e (p - p_b),                         p_b = 1/2
 
-Imposed inhibition r_I takes the place of the apical input: v_a = -r_I (Sacramento), -r_I in u (Meulemans), and -r_I in the
-apical potential that sets p (Payeur, Greedy). For the two burst models this reading is ours.
+Imposed inhibition r_I takes the place of the apical input: v_a = -r_I (Sacramento), -r_I in u (Meulemans), and -r_I in
+the apical potential that sets p (Payeur, Greedy). For the two burst models this reading is ours.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.special import expit
 
 __all__ = ["RIVALS", "rival_curve"]
@@ -108,7 +109,7 @@ RIVALS: dict[str, Rule] = {
 
 def rival_curve(
     name: str,
-    x: Sequence[float] | np.ndarray,
+    x: ArrayLike,
     target: float | None = None,
     inhibition: float | None = None,
 ) -> pd.DataFrame:

@@ -9,20 +9,21 @@ d_l = c q_l, and J the Jacobian of y:
     tauQ dq_l/dt  = -q_l + norm J_l diag(phiI'(uI_l)) / |J_l diag(phiI'(uI_l))|
     tauW dW_l/dt  = (rE_l - u_hat_l) phiE'(uE_l) x r_{l-1}          (biases: r = 1)
 
-with u_hat = uI (exact) or the tangent of phiI^-1 at a rate of 0.5 applied to rI (linear). The authors' notebook for Fig. 4
-differs in two places, kept here as form="notebook": it takes phiE' at rE instead of uE, and its linear rule applies the
-tangent of phiE^-1 to uI.
+with u_hat = uI (exact) or the tangent of phiI^-1 at a rate of 0.5 applied to rI (linear). The authors' notebook for
+Fig. 4 differs in two places, kept here as form="notebook": it takes phiE' at rE instead of uE, and its linear rule
+applies the tangent of phiE^-1 to uI.
 
 The loop is stiff (k_p = 30): Euler steps of 0.1 ms are stable, 0.25 ms were not on every seed.
 """
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
 
 import numba
 import numpy as np
 import pandas as pd
+
+from neuropil.parallel import Track
 
 __all__ = ["TeacherStudent", "teacher_student"]
 
@@ -90,7 +91,9 @@ def _jacobian(weights, u_e, u_i, q):
 
 
 @numba.njit(cache=True)
-def _run(signal, targets, dt, weights, biases, u_e, u_i, feedback, integral, control_on, learn, follow, rule, form):
+def _run(  # noqa: PLR0912 - one loop that numba compiles
+    signal, targets, dt, weights, biases, u_e, u_i, feedback, integral, control_on, learn, follow, rule, form
+):
     """Advance the network over the signal, (steps, inputs), in place; outputs before each step, and H.
 
     `control_on`: the loop is closed; `learn`: weights and biases move; `follow`: feedback weights move.
@@ -153,7 +156,7 @@ class _Network:
     """Weights, potentials and feedback of one two-stage network; `run` moves them."""
 
     def __init__(self, sizes: tuple[int, int, int], rng: np.random.Generator):
-        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        pairs = list(pairwise(sizes))
         self.weights = tuple(rng.normal(scale=2 / np.sqrt(fan_in), size=(n, fan_in)) for fan_in, n in pairs)
         self.biases = tuple(rng.normal(scale=2 / np.sqrt(n), size=n) for _, n in pairs)
         self.u_e = tuple(np.zeros(n) for _, n in pairs)
@@ -195,7 +198,7 @@ def teacher_student(
     dt: float = 1e-4,
     evaluate_every: int = 1,
     seed: int = 0,
-    track: Callable[..., Iterable[Any]] | None = None,
+    track: Track | None = None,
 ) -> TeacherStudent:
     """Let a dis-inhibitory student learn a teacher's outputs while both run on.
 

@@ -1,0 +1,9 @@
+from .claims import Claim as Claim
+from .library import Library as Library
+from .library import Paper as Paper
+from .pool import run_many as run_many
+from .results import Result as Result
+from .results import record as record
+from .run import Run as Run
+from .runner import run_study as run_study
+from .study import Study as Study
