@@ -3,11 +3,12 @@
 # make check   format, lint, types, floors
 # make bench   speed, as ratios to the peer in the same run
 # make results measure every study at its default scale and record it in results/
+# make readme  put the recorded claims into README.md
 VENV ?= .venv
 PYTHON ?= python3
 PIP = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check bench results format
+.PHONY: demo test check bench results readme format
 .DEFAULT_GOAL := demo
 
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -36,7 +37,10 @@ bench: $(VENV)/.base
 	@for file in benchmarks/bench_*.py; do $(VENV)/bin/python $$file || exit 1; done
 
 results: $(VENV)/.base
-	$(VENV)/bin/neuropil run --all --scale default --record results
+	$(VENV)/bin/neuropil run --all --scale default --jobs 2 --record results
+
+readme: $(VENV)/.base
+	$(VENV)/bin/python -m neuropil.atlas.markdown README.md results/*.json
 
 format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .

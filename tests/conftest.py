@@ -1,6 +1,7 @@
 """Shapes in signatures are checked while the tests run; every worker computes on one thread."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -10,7 +11,18 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-jaxtyping.install_import_hook(["neuropil.learning", "neuropil.losses", "neuropil.statistics"], "beartype.beartype")
+import tests.typechecker  # noqa: F401 - the import hook looks for it by name
+
+
+def checked_modules() -> list[str]:
+    """Modules whose signatures are checked: all but data, which checks its own arguments, and what numba compiles."""
+    root = Path(__file__).parent.parent / "src"
+    files = [*root.glob("neuropil/learning/**/*.py"), *root.glob("neuropil/*.py")]
+    names = [".".join(file.relative_to(root).with_suffix("").parts) for file in files]
+    return [name for name in names if not name.endswith(("__init__", ".kernels", ".cli"))]
+
+
+jaxtyping.install_import_hook(checked_modules(), "tests.typechecker.check")
 torch.set_num_threads(1)
 settings.register_profile(
     "neuropil", deadline=None, max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow]

@@ -88,9 +88,9 @@ def settle(
         proposal = step(state)
         changes = [new - old for new, old in zip(proposal, state, strict=True)]
         sizes = [change.abs() for change in changes]
-        length = torch.stack([size.flatten(1).amax(1) for size in sizes]).amax(0) if any(adaptive) else previous
+        length = _largest([size.flatten(1).amax(1) for size in sizes]) if any(adaptive) else previous
         residuals = [_residual(size, old) for size, old in zip(sizes, state, strict=True)]
-        residual = residuals[0] if len(residuals) == 1 else torch.stack(residuals).amax(0)
+        residual = _largest(residuals)
         worst = float(residual.max()) if residual.numel() else 0.0
         if worst < tol:
             state = proposal
@@ -129,6 +129,10 @@ def _check(state: State, steps: int, tol: float, damping: float | Sequence[float
     if not all(0 < factor <= 1 for factor in factors):
         raise ValueError(f"damping must lie in (0, 1], got {damping}.")
     return [float(factor) for factor in factors]
+
+
+def _largest(values: list[Tensor]) -> Float[Tensor, " batch"]:
+    return values[0] if len(values) == 1 else torch.stack(values).amax(0)
 
 
 def _residual(size: Tensor, old: Tensor) -> Float[Tensor, " batch"]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from neuropil.learning.inhibition.controllers import Controller
 from neuropil.learning.inhibition.network import CircuitState, DisinhibitoryNetwork, require_finite, send_back
+from neuropil.learning.inhibition.root import plain_odds
 from neuropil.learning.settle import NotSettledError, Settled, settle
 
 __all__ = ["ClosedLoop", "close_loop", "integrate", "trajectory"]
@@ -73,16 +74,25 @@ def close_loop(
         raise ValueError('The controller has no finite gain at rest (leak = 0): use solver="ode".')
     first, feedback = start.drive[0], list(feedback)
     latest = start
+    power = first.exp() if network.plain else None
+    # The readout at the start is known: the first step of the control costs no sweep.
+    begin = start.control + damping * (gain * error(start.readout) - start.control)
 
     def sweep(state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        nonlocal latest
-        latest = network.settle_from(first, state[0], feedback, latest)
+        nonlocal latest, power
+        (control,) = state
+        if power is not None:
+            readout = _plain_readout(network, power, control, feedback)
+            if math.isfinite(float(readout.sum())):
+                return (gain * error(readout),)
+            power = None  # too large for exponentials: from here on by Newton's iteration
+        latest = network.settle_from(first, control, feedback, latest)
         return (gain * error(latest.readout),)
 
     def attempt(halvings: int) -> Settled:
         options = {"steps": sweeps, "tol": tol, "names": ["the control"]}
         try:
-            return settle(sweep, (start.control,), damping=damping / 2**halvings, **options)
+            return settle(sweep, (begin,), damping=damping / 2**halvings, **options)
         except NotSettledError as fault:
             if halvings == HALVINGS:
                 raise _restless(network, first, feedback, error, gain, fault) from fault
@@ -91,6 +101,18 @@ def close_loop(
     settled = attempt(0)
     state = require_finite(network.settle_from(first, settled.state[0], feedback, latest))
     return ClosedLoop(state, settled.settled, settled.residual, settled.steps)
+
+
+def _plain_readout(
+    network: DisinhibitoryNetwork, power: Tensor, control: Tensor, feedback: list[Tensor]
+) -> Float[Tensor, "batch outputs"]:
+    """The readout at a control, of a circuit of plain neurons: what a sweep needs, and nothing else."""
+    rates = power
+    for index, weights in enumerate(feedback):
+        if index:
+            power = network.drives[index](rates).exp_()
+        rates = plain_odds(power, send_back(control, weights)).log1p_()
+    return network.readout(rates) + control
 
 
 def _restless(

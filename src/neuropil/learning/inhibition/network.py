@@ -128,6 +128,11 @@ class DisinhibitoryNetwork(nn.Module):
         self.activation_i = Softplus() if activation_i is None else activation_i
         self.tau_e, self.tau_i = tau_e, tau_i
 
+    @property
+    def plain(self) -> bool:
+        """Whether all neurons are plain softplus, so that closed forms apply."""
+        return self.activation_e.plain and self.activation_i.plain
+
     def forward(self, x: Float[Tensor, "batch *features"]) -> Float[Tensor, "batch outputs"]:
         """Readout of the open loop at rest (no control), differentiable by the implicit function theorem.
 

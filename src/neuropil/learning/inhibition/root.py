@@ -17,7 +17,7 @@ from torch import Tensor
 
 from neuropil.learning.inhibition.activation import Softplus
 
-__all__ = ["balanced_root", "loop_slope"]
+__all__ = ["balanced_root", "loop_slope", "plain_odds"]
 
 NEWTON_STEPS = 60
 DRIVE_RANGE, LIFT_RANGE = 40.0, 20.0  # exp(40 + 20) and exp(-40 - 20) are far from the ends of float32
@@ -45,7 +45,8 @@ def balanced_root(
         (uE, phiE(uE)), exact to rounding.
     """
     if phi_e.plain and phi_i.plain and _within(drive, DRIVE_RANGE) and _within(dis_inhibition, LIFT_RANGE):
-        return _closed_form(drive, dis_inhibition)
+        z = plain_odds(drive.exp(), dis_inhibition)
+        return z.log(), z.log1p()
     d = torch.zeros_like(drive) if dis_inhibition is None else dis_inhibition
     u_e = drive if start is None else start
     tol = torch.finfo(drive.dtype).eps ** 0.5  # the error after a Newton step is about the step squared
@@ -60,18 +61,22 @@ def balanced_root(
     return u_e, r_e
 
 
-def _closed_form(drive: Tensor, dis_inhibition: Tensor | None) -> tuple[Tensor, Tensor]:
-    power = drive.exp()
+def plain_odds(power: Tensor, dis_inhibition: Tensor | None) -> Tensor:
+    """Exponential z = exp(uE) of plain softplus neurons, whose rate is log(1 + z).
+
+    Args:
+        power: exp(a), any shape.
+        dis_inhibition: d, same shape; None for none.
+
+    Returns:
+        z. Not finite where exp(a) or exp(-d) overflows; the caller looks.
+    """
     if dis_inhibition is None:
-        root = power.add(1).sqrt_()  # q = 1: z = exp(a) / (1 + sqrt(1 + exp(a)))
-        z = power.div_(root.add_(1))
-    else:
-        q = dis_inhibition.neg().exp_()
-        root = torch.mul(q, power).mul_(4)
-        q.add_(1)
-        root.addcmul_(q, q).sqrt_().add_(q)
-        z = power.mul_(2).div_(root)
-    return z.log(), z.log1p()
+        return power / power.add(1).sqrt_().add_(1)
+    q = dis_inhibition.neg().exp_()
+    q_1 = q + 1
+    root = torch.addcmul(q_1.square(), q, power, value=4).sqrt_().add_(q_1)
+    return torch.div(power, root).mul_(2)
 
 
 def _within(values: Tensor | None, bound: float) -> bool:

@@ -19,20 +19,23 @@ The loop is stiff (k_p = 30): Euler steps of 0.1 ms are stable, 0.25 ms were not
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numba
 import numpy as np
 import pandas as pd
 
+from neuropil.learning.inhibition.kernels import (
+    EXACT,
+    LINEAR,
+    NOTEBOOK,
+    PAPER,
+    SCALE_E,
+    SCALE_I,
+    feedback_weights,
+    look,
+    run_network,
+)
 from neuropil.parallel import Track
 
 __all__ = ["TeacherStudent", "teacher_student"]
-
-TAU_E, TAU_I, TAU_C, TAU_W, TAU_Q = 0.02, 0.005, 0.1, 60.0, 30.0
-SCALE_E, SCALE_I, SHIFT = 5.0, 1.0, 3.0
-K_P, K_I, LEAK, NORM = 30.0, 15.0, 0.5, 7.5
-TANGENT_AT = 0.5
-EXACT, LINEAR = 0, 1
-PAPER, NOTEBOOK = 0, 1
 
 
 @dataclass(frozen=True)
@@ -56,100 +59,10 @@ class TeacherStudent:
     after: np.ndarray
 
 
-@numba.njit(cache=True, inline="always")
-def _phi(u, scale):
-    v = u - SHIFT
-    return scale * (v + np.log1p(np.exp(-v)) if v > 0 else np.log1p(np.exp(v)))
-
-
-@numba.njit(cache=True, inline="always")
-def _slope(u, scale):
-    return scale / (1.0 + np.exp(SHIFT - u))
-
-
-@numba.njit(cache=True)
-def _jacobian(weights, u_e, u_i, q):
-    """Normalised feedback weights at the present potentials, written into q = (q_1, q_2)."""
-    (_, w_2), (q_1, q_2) = weights, q
-    (e_1, e_2), (i_1, i_2) = u_e, u_i
-    outputs, hidden = w_2.shape
-    sum_1 = sum_2 = 0.0
-    for o in range(outputs):
-        top = _slope(e_2[o], SCALE_E)
-        for k in range(outputs):
-            q_2[o, k] = top * _slope(i_2[o], SCALE_I) if k == o else 0.0
-        sum_2 += q_2[o, o] ** 2
-        for h in range(hidden):
-            q_1[o, h] = top * w_2[o, h] * _slope(e_1[h], SCALE_E) * _slope(i_1[h], SCALE_I)
-            sum_1 += q_1[o, h] ** 2
-    scale_1, scale_2 = NORM / max(np.sqrt(sum_1), 1e-12), NORM / max(np.sqrt(sum_2), 1e-12)
-    for o in range(outputs):
-        for h in range(hidden):
-            q_1[o, h] *= scale_1
-        for k in range(outputs):
-            q_2[o, k] *= scale_2
-
-
-@numba.njit(cache=True)
-def _run(  # noqa: PLR0912 - one loop that numba compiles
-    signal, targets, dt, weights, biases, u_e, u_i, feedback, integral, control_on, learn, follow, rule, form
-):
-    """Advance the network over the signal, (steps, inputs), in place; outputs before each step, and H.
-
-    `control_on`: the loop is closed; `learn`: weights and biases move; `follow`: feedback weights move.
-    """
-    steps, outputs = signal.shape[0], targets.shape[1]
-    trace = np.empty((steps, outputs))
-    target_q = (np.empty_like(feedback[0]), np.empty_like(feedback[1]))
-    control, energy = np.zeros(outputs), 0.0
-    at = TANGENT_AT
-    scale = SCALE_E if form == NOTEBOOK else SCALE_I
-    u_0 = SHIFT + np.log(np.expm1(at / scale))
-    delta = 1.0 / _slope(u_0, scale)
-    theta = u_0 - at * delta
-    rates = (np.empty(u_e[0].size), np.empty(u_e[1].size))
-    for t in range(steps):
-        for o in range(outputs):
-            trace[t, o] = _phi(u_e[1][o], SCALE_E)
-            if control_on:
-                error = targets[t, o] - trace[t, o]
-                control[o] = K_P * error + K_I * integral[o]
-                integral[o] += dt / TAU_C * (error - LEAK * integral[o])
-        if follow:
-            _jacobian(weights, u_e, u_i, target_q)
-        before = signal[t]
-        for level in range(2):
-            w, b, e, i, q = weights[level], biases[level], u_e[level], u_i[level], feedback[level]
-            rate = rates[level]
-            for n in range(e.size):
-                drive = b[n]
-                for k in range(before.size):
-                    drive += w[n, k] * before[k]
-                lifted = 0.0
-                if control_on:
-                    for o in range(outputs):
-                        lifted += control[o] * q[o, n]
-                    energy += lifted * lifted
-                r_e, r_i = _phi(e[n], SCALE_E), _phi(i[n], SCALE_I)
-                rate[n] = r_e
-                if learn:
-                    if rule == EXACT:
-                        u_hat = i[n]
-                    elif form == PAPER:
-                        u_hat = theta + delta * r_i
-                    else:
-                        u_hat = theta + delta * i[n]
-                    change = dt / TAU_W * (r_e - u_hat) * _slope(r_e if form == NOTEBOOK else e[n], SCALE_E)
-                    b[n] += change
-                    for k in range(before.size):
-                        w[n, k] += change * before[k]
-                e[n] += dt / TAU_E * (drive - r_i - e[n])
-                i[n] += dt / TAU_I * (r_e - lifted - i[n])
-            before = rate
-        if follow:
-            for level in range(2):
-                feedback[level][:] += dt / TAU_Q * (target_q[level] - feedback[level])
-    return trace, energy / steps
+def _slopes(potentials: tuple[np.ndarray, ...], scale: float) -> tuple[np.ndarray, ...]:
+    rates, slopes = (tuple(np.empty_like(u) for u in potentials) for _ in range(2))
+    look(potentials, scale, rates, slopes)
+    return slopes
 
 
 class _Network:
@@ -157,13 +70,14 @@ class _Network:
 
     def __init__(self, sizes: tuple[int, int, int], rng: np.random.Generator):
         pairs = list(pairwise(sizes))
-        self.weights = tuple(rng.normal(scale=2 / np.sqrt(fan_in), size=(n, fan_in)) for fan_in, n in pairs)
+        drawn = [rng.normal(scale=2 / np.sqrt(fan_in), size=(n, fan_in)) for fan_in, n in pairs]
+        self.weights = tuple(np.ascontiguousarray(weight.T) for weight in drawn)
         self.biases = tuple(rng.normal(scale=2 / np.sqrt(n), size=n) for _, n in pairs)
         self.u_e = tuple(np.zeros(n) for _, n in pairs)
         self.u_i = tuple(np.zeros(n) for _, n in pairs)
         self.feedback = tuple(np.zeros((sizes[-1], n)) for _, n in pairs)
         self.integral = np.zeros(sizes[-1])
-        _jacobian(self.weights, self.u_e, self.u_i, self.feedback)
+        feedback_weights(self.weights[1], _slopes(self.u_e, SCALE_E), _slopes(self.u_i, SCALE_I), self.feedback)
 
     def copy(self) -> "_Network":
         twin = object.__new__(_Network)
@@ -184,7 +98,7 @@ class _Network:
         form: int = PAPER,
     ) -> tuple[np.ndarray, float]:
         moving = (self.weights, self.biases, self.u_e, self.u_i, self.feedback, self.integral)
-        return _run(signal, targets, dt, *moving, control, learn, follow, rule, form)
+        return run_network(signal, targets, dt, *moving, control, learn, follow, rule, form)
 
 
 def teacher_student(

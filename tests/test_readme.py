@@ -1,0 +1,35 @@
+"""The README says what is true."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from neuropil.atlas import Result
+from neuropil.atlas.markdown import updated
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_its_python_runs():
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict = {}
+    exec(block, names)
+    assert 0 < float(names["loss"]) < 2.3
+
+
+def test_its_claims_are_the_recorded_ones():
+    results = sorted((Result.read(file) for file in ROOT.glob("results/*.json")), key=lambda result: result.slug)
+    assert results
+    assert updated(README, results) == README
+
+
+def test_its_files_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_a_text_without_the_marks_is_refused():
+    with pytest.raises(ValueError, match="needs the marks"):
+        updated("nothing", [])
