@@ -163,7 +163,7 @@ def test_a_failed_run_says_why_in_one_line(call):
         (["run", "good", "--set", "steps=x"], "Setting steps must be int, got 'x'."),
         (["run", "good", "--set", "steps"], "--set needs KEY=VALUE, got 'steps'."),
         (["run", "good", "--resume"], "nothing to resume"),
-        (["run", "good", "--resume", "no/where"], "There is no result no/where"),
+        (["run", "good", "--resume", "no/where"], "no/where is neither a run folder nor a result file"),
         (["run", "good", "--output", "papers.toml"], "Cannot make the folder papers.toml/good"),
         (["run", "good", "bad", "--output", "papers.toml"], "Cannot make the folder papers.toml"),
         (["run", "good", "--record", "papers.toml"], "Cannot make the folder papers.toml"),

@@ -41,16 +41,16 @@ def test_only_complete_runs_are_recorded(result, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.update(schema=2), r"no result of schema 1: found 2"),
-        (lambda r: r.pop("claims"), "lacks 'claims'"),
-        (lambda r: r.update(seed=True), "seed is bool, expected int"),
-        (lambda r: r.update(error=1), "error is int, expected str or null"),
+        (lambda r: r.update(schema=2), "has schema 2; this version reads schema 1"),
+        (lambda r: r.pop("claims"), "lacks claims"),
+        (lambda r: r.update(seed=True), "seed is true or false, expected a number or null"),
+        (lambda r: r.update(error=1), "error is a number, expected text or null"),
         (lambda r: r.update(status="done"), "status is 'done'"),
-        (lambda r: r["claims"][0].update(holds="yes"), r"claims\[0\] is no claim: .*holds"),
+        (lambda r: r["claims"][0].update(holds="yes"), r"claims\[0\]\.holds is text, expected true or false or null"),
         (lambda r: r["claims"][0].update(extra=1), r"claims\[0\] is no claim: .*extra"),
-        (lambda r: r["tables"]["t"]["rows"].append([1]), r"tables\['t'\] must have 2 cells"),
-        (lambda r: r["tables"].update(t=[]), r"tables\['t'\] is list"),
-        (lambda r: r.update(figures=[1]), r"figures\[0\] is int"),
+        (lambda r: r["tables"]["t"]["rows"].append([1]), r"tables\['t'\]\.rows\[2\] must be a list of 2 cells"),
+        (lambda r: r["tables"].update(t=[]), r"tables\['t'\] is a list, expected an object"),
+        (lambda r: r.update(figures=[1]), "figures holds 1, expected the plain name"),
     ],
 )
 def test_a_foreign_file_is_named_with_what_is_wrong(result, tmp_path, change, message):
@@ -69,5 +69,5 @@ def test_a_corrupted_file_is_named(tmp_path, content):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"There is no result .*none\.json"):
+    with pytest.raises(ValueError, match=r"none\.json is neither a run folder nor a result file"):
         Result.read(tmp_path / "none.json")

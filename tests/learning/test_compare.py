@@ -70,7 +70,7 @@ def test_contenders_bring_their_own_net_and_measures_add_columns():
         digits(),
         epochs=1,
         seeds=1,
-        measure=lambda rule, data: {"norm": float(next(rule.net.parameters()).norm())},
+        measure=lambda rule, data: {"norm": float(next(rule.net.parameters()).detach().norm())},
         track=lambda items, label, total: items,
     )
     assert table["norm"].nunique() == 2

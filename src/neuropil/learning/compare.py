@@ -147,32 +147,34 @@ def tune_rates(
     loss_fn: Loss = cross_entropy,
     epochs: int = 10,
     batch_size: int = 100,
-    seed: int = 0,
+    seeds: Sequence[int] = (0,),
     jobs: int = 1,
     track: Track | None = None,
 ) -> dict[str, Contender]:
-    """Give every contender the rate of one grid that is best on a validation part of the training set.
+    """Give every contender the rate of one grid that is best on validation parts of the training set.
 
-    The judge is the mean accuracy over the last quarter of the epochs. Ties go to the smaller rate; a rate at which a
-    run diverges loses.
+    The judge is the accuracy over the last quarter of the epochs, mean over the seeds, each of which draws its own
+    validation part and initial weights. Ties go to the smaller rate; a rate at which a run diverges loses.
 
     Returns:
         The contenders, each with its rate.
 
     Raises:
-        ValueError: if there are no rates.
+        ValueError: if there are no rates or no seeds.
         FloatingPointError: if every rate diverges for a contender.
     """
-    if not rates:
-        raise ValueError("rates is empty: there is nothing to choose from.")
-    held = data.holdout(validation, seed=seed)
+    if not rates or not seeds:
+        raise ValueError(f"{'seeds' if rates else 'rates'} is empty: there is nothing to choose from.")
+    held = {seed: data.holdout(validation, seed=seed) for seed in seeds}
     ordered = sorted(rates)
     calls = [
-        partial(_score, name, replace(arm, rate=rate), held, seed, loss_fn, epochs, batch_size)
+        partial(_score, name, replace(arm, rate=rate), held[seed], seed, loss_fn, epochs, batch_size)
         for name, arm in rules.items()
         for rate in ordered
+        for seed in seeds
     ]
-    scores = parallel(calls, jobs=jobs, track=track, label=f"tuning {len(rules)} rates")
+    every = np.reshape(parallel(calls, jobs=jobs, track=track, label=f"tuning {len(rules)} rates"), (-1, len(seeds)))
+    scores = np.where((every < 0).any(axis=1), -1.0, every.mean(axis=1)).tolist()
     chosen = {}
     for index, (name, arm) in enumerate(rules.items()):
         own = scores[index * len(ordered) : (index + 1) * len(ordered)]

@@ -124,7 +124,7 @@ def teacher_student(
         burn_in: epochs before, in which only the feedback weights move.
         epoch_seconds: length of an epoch.
         dt: Euler step, seconds.
-        evaluate_every: epochs between two open-loop evaluations; the last epoch is always evaluated.
+        evaluate_every: epochs between two open-loop evaluations; the first and the last epoch are always evaluated.
         seed: of signals, teacher and student.
         track: shows progress, as in `compare`.
 
@@ -167,7 +167,7 @@ def teacher_student(
         _, energy = student.run(
             signal, target, dt, control=True, learn=True, follow=True, rule=codes[0][rule], form=codes[1][form]
         )
-        if (epoch + 1) % evaluate_every and epoch + 1 < epochs:
+        if (epoch + 1) % evaluate_every and epoch not in (0, epochs - 1):
             continue
         output, _ = student.copy().run(signal, silence, dt)
         if not np.isfinite(output).all():
