@@ -50,7 +50,7 @@ from neuropil.learning.inhibition import (
 from neuropil.losses import soften
 from neuropil.parallel import parallel
 from neuropil.plotting import panels
-from neuropil.statistics import paired
+from neuropil.statistics import Comparison, paired
 
 
 @dataclass(frozen=True)
@@ -328,6 +328,7 @@ def shallow_digits(settings: Settings, run: Run) -> pd.DataFrame:
             threshold="interval above 4",
             baseline=baseline,
             holds=gain.above(4),
+            note=_seed_by_seed(gain),
         )
     return table
 
@@ -382,6 +383,7 @@ def deep_digits(title: str, settings: Settings, run: Run) -> pd.DataFrame:
         threshold=f"interval above 3 after {early_epochs} epochs",
         baseline=f"shuffled feedback: {_mean(early, 'shuffled feedback')}",
         holds=lead.above(3),
+        note=_seed_by_seed(lead),
     )
     return table
 
@@ -445,6 +447,7 @@ def close_to_backpropagation(
             threshold=f"interval below {margin}",
             baseline=f"backpropagation: {_mean(table, 'backpropagation')}",
             holds=gap.below(margin),
+            note=_seed_by_seed(gap),
         )
 
 
@@ -526,6 +529,11 @@ def teacher_claim(label: str, several: list[TeacherStudent], settings: Settings,
 
 def _digits(seed: int) -> Dataset:
     return load("digits", seed=seed).flat()
+
+
+def _seed_by_seed(comparison: Comparison) -> str:
+    """The differences behind an interval, as text."""
+    return f"Seed by seed: {', '.join(f'{difference:.1f}' for difference in comparison.differences)}."
 
 
 def _mean(table: pd.DataFrame, rule: str) -> str:
