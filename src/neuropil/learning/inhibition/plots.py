@@ -73,7 +73,7 @@ def plot_isolated(table: pd.DataFrame, ax: Axes | None = None, *, title: str = "
 
 
 def plot_teacher_student(runs: Mapping[str, list[TeacherStudent]]) -> Figure:
-    """Open-loop error and control energy over epochs, and one output before and after learning.
+    """Open-loop error and control energy over epochs, and the liveliest output before and after learning.
 
     Args:
         runs: by label, one run a seed; the traces are the first label's first run.
@@ -97,11 +97,12 @@ def plot_teacher_student(runs: Mapping[str, list[TeacherStudent]]) -> Figure:
         ax.set_yscale("log")
         ax.set_xlabel("epoch")
         ax.set_ylabel(name)
-    error.legend(frameon=False, fontsize=8)
+    error.legend(framealpha=0.85, edgecolor="none", fontsize=7)
     shown = slice(None, None, max(1, len(first.times) // 1000))
-    trace.plot(first.times[shown], first.target[shown, 0], color=GREY, lw=2.5, label="teacher")
-    trace.plot(first.times[shown], first.before[shown, 0], color=COLOURS[5], lw=1, label="student before")
-    trace.plot(first.times[shown], first.after[shown, 0], color=COLOURS[0], lw=1, label="student after")
+    liveliest = int(first.target.var(axis=0).argmax())
+    trace.plot(first.times[shown], first.target[shown, liveliest], color=GREY, lw=2.5, label="teacher")
+    trace.plot(first.times[shown], first.before[shown, liveliest], color=COLOURS[5], lw=1, label="student before")
+    trace.plot(first.times[shown], first.after[shown, liveliest], color=COLOURS[0], lw=1, label="student after")
     trace.set_xlabel("time (s)")
     trace.set_ylabel("output rate")
     trace.legend(frameon=False, fontsize=8)
