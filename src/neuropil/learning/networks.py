@@ -32,7 +32,8 @@ def linear(inputs: int, outputs: int, *, bias: bool = True, generator: torch.Gen
     """
     if inputs < 1 or outputs < 1:
         raise ValueError(f"A layer needs at least one input and one output, got {inputs} and {outputs}.")
-    layer = nn.Linear(inputs, outputs, bias=bias, device="meta").to_empty(device="cpu")  # no draw from the global state
+    layer = nn.Linear(inputs, outputs, bias=bias, device="meta")  # so that nothing is drawn from the global state
+    layer = layer.to_empty(device=torch.get_default_device())
     lecun_normal_(layer.weight, generator)
     if bias:
         nn.init.zeros_(layer.bias)

@@ -5,7 +5,6 @@ both to whatever text a result may hold. Figures are embedded as images, not inl
 matplotlib figures (clip paths) would clash in one document.
 """
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from neuropil.atlas.files import replacing
 from neuropil.atlas.report.reading import read
 from neuropil.atlas.report.strip import WIDTH
 from neuropil.atlas.report.view import VERDICTS, System, look
@@ -43,12 +43,8 @@ def write(results: Sequence[Path], output: Path, *, papers: Papers | None = None
         raise ValueError(f"output is the folder {output}, expected the name of an HTML file.")
     page = render(results, papers=papers)
     output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(page, encoding="utf-8", errors="replace")  # lone surrogates of JSON have no UTF-8
-        unfinished.replace(output)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(output) as temporary:
+        temporary.write_text(page, encoding="utf-8", errors="replace")  # lone surrogates of JSON have no UTF-8
     return output
 
 
