@@ -21,8 +21,9 @@ def printed(what, width=80, **options):
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_fits_and_says_everything_in_words(width):
-    text = printed(claims_table(CLAIMS), width)
-    assert max(map(len, text.splitlines())) <= width
+    text = printed(claims_table(CLAIMS, width), width)
+    assert {len(line) for line in text.splitlines()} == {width}
+    assert {line[-1] for line in text.splitlines()} == set("╮│┤╯")  # nothing is cut off
     words = ["holds", "does not hold", "undecided", "[really]", "43", "0.3 "]
     assert all(word in text for word in words)
     assert "\x1b" not in text

@@ -31,6 +31,7 @@ VERDICTS = {
     False: Text("does not hold", "red"),
     None: Text("undecided", "yellow"),
 }
+FRAME = 13  # what the borders and paddings of four columns take
 STYLES = {"complete": "green", "interrupted": "yellow", "failed": "red", "running": ""}
 
 
@@ -104,7 +105,7 @@ class Display:
     def finish(self, result: Result, report: Path | None = None) -> None:
         """Print the claims, the reasons of those that do not hold, and where everything is."""
         if result.claims:
-            self.console.print(claims_table(result.claims))
+            self.console.print(claims_table(result.claims, self.console.width))
         for claim in result.claims:
             if claim.holds is not True and claim.note:
                 self.console.print(Text.assemble(f"{claim.text}: ", VERDICTS[claim.holds], f". {claim.note}"))
@@ -119,14 +120,17 @@ class Display:
         self.console.print(Text(text), soft_wrap=True)
 
 
-def claims_table(claims: Iterable[Claim]) -> Table:
-    """The claims: what the paper has, what was measured, and the verdict."""
+def claims_table(claims: Iterable[Claim], width: int = 80) -> Table:
+    """The claims: what the paper has, what was measured, and the verdict; as wide as the terminal."""
     table = Table(box=box.ROUNDED, header_style="bold", show_lines=True)
-    # A width of the claim's own keeps it readable at 80 columns, where the rest has to wrap.
-    table.add_column("claim", overflow="fold", min_width=22)
-    table.add_column("paper", overflow="fold", min_width=10, max_width=24)
-    table.add_column("measured", overflow="fold", min_width=12, max_width=30)
-    table.add_column("verdict", no_wrap=True, min_width=13)
+    # The sentence gets what the others leave it: rich, left alone, would give it least.
+    verdict = max(len(text.plain) for text in VERDICTS.values())
+    room = width - FRAME - verdict
+    paper, measured = min(28, max(14, room // 5)), min(26, max(16, room // 5))
+    table.add_column("claim", overflow="fold", width=max(16, room - paper - measured))
+    table.add_column("paper", overflow="fold", width=paper)
+    table.add_column("measured", overflow="fold", width=measured)
+    table.add_column("verdict", no_wrap=True, width=verdict)
     for claim in claims:
         table.add_row(Text(claim.text), Text(claim.paper or DASH), Text(_measured(claim)), VERDICTS[claim.holds])
     return table

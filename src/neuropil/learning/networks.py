@@ -52,7 +52,7 @@ def mlp(
         sizes: number of inputs, of units of each hidden layer, of outputs.
         activation: makes the module between two layers.
         readout_bias: whether the last layer has a bias.
-        generator: source of the initial weights (LeCun normal; biases start at 0).
+        generator: source of the initial weights (LeCun normal; biases start at 0); None is torch's default generator.
 
     Raises:
         ValueError: if there are fewer than two sizes, or one is less than 1.

@@ -56,7 +56,7 @@ class DisinhibitoryNetwork(nn.Module):
         activation_i: transfer function of the inhibitory neurons; None for Softplus().
         tau_e: membrane time constant of excitatory neurons and readout, seconds.
         tau_i: membrane time constant of inhibitory neurons, seconds.
-        generator: source of the initial weights (LeCun normal; biases start at 0).
+        generator: source of the initial weights (LeCun normal; biases start at 0); None is torch's default generator.
 
     Raises:
         ValueError: if there are fewer than three sizes, or a time constant is not positive.
