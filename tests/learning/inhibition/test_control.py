@@ -109,6 +109,18 @@ def test_the_ode_comes_to_rest_where_the_algebraic_loop_does(rule):
         assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
+def test_the_trajectory_of_a_batch_leads_from_the_open_to_the_closed_loop():
+    net = circuit(8, 12, 12, 4)
+    x, y = batch(6, 8, 4)
+    rule = DisinhibitoryControl(net, cross_entropy, **EXACT)
+    rule.backward(x, y)
+    first, *_, last = rule.trajectory(x, y, [0.0, 0.01, 0.1, 2.0])
+    for begun, rest, ended, closed in zip(first.u_e, rule.last.open.u_e, last.u_e, rule.last.closed.u_e, strict=True):
+        assert_close(begun, rest)
+        assert_close(ended, closed, rtol=0, atol=1e-5)
+    assert_close(last.control, rule.last.closed.control, rtol=0, atol=1e-5)
+
+
 def test_the_ode_is_what_a_stiff_solver_integrates():
     from scipy.integrate import solve_ivp
 

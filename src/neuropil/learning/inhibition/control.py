@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from neuropil.learning.inhibition.controllers import Controller, LeakyPI
-from neuropil.learning.inhibition.loop import ClosedLoop, close_loop, integrate
+from neuropil.learning.inhibition.loop import ClosedLoop, close_loop, integrate, trajectory
 from neuropil.learning.inhibition.network import CircuitState, DisinhibitoryNetwork, require_finite
 from neuropil.learning.rule import LearningRule, Loss, Packet
 from neuropil.learning.settle import NotSettledError
@@ -191,6 +191,35 @@ class DisinhibitoryControl(LearningRule):
         outputs.append(self.net.readout(rates))
         teaching.append((outputs[-1].detach() - state.readout) * _like(share, state.readout))
         yield Packet(outputs, teaching, loss)
+
+    @torch.no_grad()
+    def trajectory(self, x: Tensor, y: Tensor, times: Sequence[float]) -> list[CircuitState]:
+        """The circuit in time, from the open loop at rest to the closed loop: what `solver="ode"` integrates.
+
+        Args:
+            x: inputs, (batch, ...).
+            y: targets, as in `backward`.
+            times: when to look, seconds after the loop is closed.
+
+        Returns:
+            One state a time.
+
+        Raises:
+            ValueError: as `backward`, or if the times do not rise.
+        """
+        open_loop = self.net.settle(x)
+        error = self._error(open_loop.readout, self._target(y, open_loop.readout))
+        feedback, _ = self._feedback(open_loop)
+        return trajectory(
+            self.net,
+            x,
+            times,
+            start=open_loop,
+            feedback=feedback,
+            error=error,
+            controller=self.controller,
+            dt=self.dt,
+        )
 
     def _target(self, y: Tensor, readout: Tensor) -> Tensor:
         outputs = readout.shape[-1]
