@@ -1,5 +1,6 @@
 """Many calls over processes, each computed on one thread, so that the number of processes changes no number."""
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -29,11 +30,18 @@ def parallel(
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}.")
+    with warnings.catch_warnings():
+        # joblib renews a worker whose memory has grown, as it does over large data sets, and need not tell.
+        warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
+        return list(_shown(calls, jobs, track, label))
+
+
+def _shown(calls: Sequence[Callable[[], Value]], jobs: int, track: Track | None, label: str) -> Iterable[Value]:
     finished = joblib.Parallel(n_jobs=jobs, return_as="generator")(
         joblib.delayed(_on_one_thread)(call) for call in calls
     )
     values = cast("Iterable[Value]", finished)
-    return list(track(values, label, total=len(calls)) if track else values)
+    return track(values, label, total=len(calls)) if track else values
 
 
 def _on_one_thread(call: Callable[[], Value]) -> Value:
