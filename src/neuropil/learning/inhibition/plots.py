@@ -97,7 +97,9 @@ def plot_teacher_student(runs: Mapping[str, list[TeacherStudent]]) -> Figure:
         ax.set_yscale("log")
         ax.set_xlabel("epoch")
         ax.set_ylabel(name)
-    error.legend(framealpha=0.85, edgecolor="none", fontsize=7)
+    figure.legend(
+        *error.get_legend_handles_labels(), loc="outside upper left", ncols=len(runs), frameon=False, fontsize=8
+    )
     shown = slice(None, None, max(1, len(first.times) // 1000))
     liveliest = int(first.target.var(axis=0).argmax())
     trace.plot(first.times[shown], first.target[shown, liveliest], color=GREY, lw=2.5, label="teacher")
