@@ -8,7 +8,8 @@ from neuropil.data.folders import cache_folder
 
 def test_says_where_each_set_comes_from(tiny, monkeypatch, tmp_path):
     where = {info.name: info.where for info in catalogue()}
-    assert where == {"digits": "embedded", "fashion-mnist": "download", "mnist": "download", "tiny": "download"}
+    embedded = dict.fromkeys(["breast-cancer", "digits", "iris"], "embedded")
+    assert where == embedded | dict.fromkeys(["fashion-mnist", "mnist", "tiny"], "download")
     tiny.write(cache_folder() / "tiny")
     assert catalogue()[-1].where == "cache"
     tiny.write(tmp_path / "tiny")

@@ -136,7 +136,7 @@ def test_damaged_files_of_a_shared_folder_are_not_to_be_deleted(tiny, monkeypatc
 
 def test_unknown_names_list_what_there_is():
     with pytest.raises(
-        ValueError, match=r"'fashion_mnist'\. Did you mean 'fashion-mnist'.* digits, fashion-mnist, mnist"
+        ValueError, match=r"'fashion_mnist'\. Did you mean 'fashion-mnist'.* digits, fashion-mnist, iris, mnist"
     ):
         load("fashion_mnist")
     with pytest.raises(ValueError, match=r"'zzz'\. There are"):
@@ -149,3 +149,11 @@ def test_unknown_names_list_what_there_is():
 def test_bad_seeds_are_refused_before_any_work(tiny, name):
     with pytest.raises(ValueError, match="seed must not be negative, got -1"):
         load(name, seed=-1)
+
+
+@pytest.mark.parametrize(("name", "shape", "sizes"), [("iris", (4,), (105, 45)), ("breast-cancer", (30,), (398, 171))])
+def test_embedded_tables_are_split_by_seed(name, shape, sizes):
+    data = load(name)
+    assert (data.shape, len(data.x_train), len(data.x_test)) == (shape, *sizes)
+    assert load(name, seed=1).y_test.bincount().tolist() == data.y_test.bincount().tolist()
+    assert not torch.equal(load(name, seed=1).x_test, data.x_test)

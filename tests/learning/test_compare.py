@@ -169,3 +169,30 @@ def test_tables_can_be_drawn():
         plot_final_accuracies({})
     with pytest.raises(ValueError, match="1 axes for 2 tables"):
         plot_final_accuracies({"one": table, "two": table}, figure.axes)
+
+
+class Plastic(Backpropagation):
+    """Backpropagation with a weight of its own that learns."""
+
+    def __init__(self, net, loss_fn):
+        super().__init__(net, loss_fn)
+        self.own = nn.Parameter(torch.zeros(()))
+
+    def packets(self, x, y=None):
+        yield from super().packets(x, y)
+        yield Packet([self.own], [torch.ones(())], torch.zeros(()))
+
+
+def test_a_rules_own_parameters_learn_too_and_schedules_are_stepped():
+    rates = []
+
+    def schedule(optimizer):
+        rates.append(optimizer)
+        return torch.optim.lr_scheduler.MultiStepLR(optimizer, [1], gamma=0.1)
+
+    arm = Contender(net, Plastic, 1e-2, torch.optim.SGD, schedule)
+    table = compare({"plastic": arm}, digits, epochs=2, seeds=1, measure=lambda rule, data: {"own": float(rule.own)})
+    assert rates[0].param_groups[0]["lr"] == pytest.approx(1e-3)
+    first, second = -np.diff(table["own"].to_numpy())
+    assert first == pytest.approx(2 * 1e-2, rel=1e-4)  # two batches, each its own update of 1
+    assert second == pytest.approx(2 * 1e-3, rel=1e-4)

@@ -7,6 +7,7 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from neuropil.learning import Backpropagation, LearningRule, Packet
+from neuropil.learning.rule import refuse
 from tests.learning.nets import CASES, case, dense
 
 
@@ -158,3 +159,34 @@ def test_wrong_use_is_named(call, error, words):
     net, _, x, y = case("dense")
     with pytest.raises(error, match=words):
         call(net, x, y)
+
+
+def test_the_output_error_is_the_gradient_there():
+    net, _, x, y = case("dense")
+    output = net(x)
+    loss, error = Backpropagation(net, cross_entropy).output_error(output, y)
+    assert_close(error, torch.autograd.grad(cross_entropy(output, y), output)[0])
+    assert_close(loss, cross_entropy(output, y).detach())
+    assert not error.requires_grad
+    with torch.no_grad():
+        assert_close(Backpropagation(net, cross_entropy).output_error(output, y)[1], error)
+
+
+def test_nets_are_refused_by_name():
+    net, _, _, _ = case("conv")
+    with pytest.raises(TypeError, match=r"Backpropagation cannot train '1' \(BatchNorm2d\)\. Use LayerNorm\."):
+        refuse(Backpropagation(net, cross_entropy), (nn.BatchNorm2d,), "Use LayerNorm.")
+    refuse(Backpropagation(net, cross_entropy), (nn.LayerNorm,), "There is none.")
+
+
+def test_nets_of_several_arguments_are_trained():
+    class Sum(nn.Linear):
+        def forward(self, x, shift):
+            return super().forward(x) + shift
+
+    net, x, shift, y = Sum(3, 2), torch.ones(4, 3), torch.ones(2), torch.zeros(4, dtype=torch.int64)
+    expected = torch.autograd.grad(cross_entropy(net(x, shift), y), net.weight)[0]
+    rule = Backpropagation(net, cross_entropy)
+    rule.backward((x, shift), y)
+    assert_close(net.weight.grad, expected)
+    assert_close(rule.predict({"x": x, "shift": shift}), net(x, shift))

@@ -201,3 +201,50 @@ def test_activities_must_fit():
         stages(x, activities=[torch.ones(5, 8), torch.ones(5, 8)])
     with pytest.raises(ValueError, match="cut must be"):
         Stages(net, cut="middle")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_between_decides_what_the_next_stage_sees(name):
+    net, points, x, _ = case(name)
+    net.eval()
+    stages = Stages(net, points)
+    plain = stages(x)
+    halved = stages(x, activities=[o.detach() / 2 for o in plain[:-1]])[1].detach()
+    seen = []
+
+    def half(index, value):
+        seen.append((index, value.requires_grad))
+        return value / 2
+
+    assert_close(stages(x, between=half)[1].detach(), halved)
+    assert seen == [(index, False) for index in range(len(plain) - 1)]
+    with pytest.raises(ValueError, match="exclude each other"):
+        stages(x, activities=[o.detach() for o in plain[:-1]], between=half)
+
+
+def test_installed_hooks_serve_many_calls_and_let_others_pass():
+    net, points, x, _ = case("dense")
+    stages = Stages(net, points)
+    expected = stages(x)
+    with stages.installed():
+        assert_close(net(x), expected[-1])
+        for _ in range(3):
+            assert_close(stages(x)[1].detach(), expected[1].detach())
+        assert sum(len(m._forward_hooks) for m in net.modules()) == len(expected) - 1
+    assert all(not m._forward_hooks for m in net.modules())
+
+
+class TwoArguments(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x, shift):
+        return self.second(torch.tanh(self.first(x)) + shift)
+
+
+def test_nets_of_several_arguments_are_called_by_position_or_by_name():
+    net, x, shift = TwoArguments(), torch.ones(5, 3), torch.ones(4)
+    stages = Stages(net, ["first"])
+    for given in ((x, shift), {"x": x, "shift": shift}):
+        assert_close(stages(given)[-1], net(x, shift))

@@ -18,12 +18,14 @@ def load(name: str, *, seed: int = 0, progress: bool = False) -> Dataset:
     """Load a data set by name, downloading it on first use where it is neither embedded nor at hand.
 
     Args:
-        name: "digits", "mnist" or "fashion-mnist"; `catalogue` has them all.
-        seed: of the random split of "digits"; unused where the publisher made the split ("mnist", "fashion-mnist").
+        name: "digits", "iris", "breast-cancer", "mnist" or "fashion-mnist"; `catalogue` has them all.
+        seed: of the random split of the embedded sets; unused where the publisher made the split ("mnist",
+            "fashion-mnist").
         progress: show a bar on standard error while downloading.
 
     Returns:
-        Images, (samples, 1, height, width), float32 from 0 to 1, and classes, int64.
+        Samples, float32: images (samples, 1, height, width) from 0 to 1, tables (samples, features) in their own
+        units; and classes, int64.
 
     Raises:
         TypeError: if the seed is no integer.

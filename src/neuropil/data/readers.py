@@ -13,9 +13,11 @@ from jaxtyping import Float32, Int64
 from neuropil.data.draws import stratified_draw
 from neuropil.data.idx import parse_idx
 
-__all__ = ["Splits", "read_digits", "read_idx_images"]
+__all__ = ["Splits", "read_breast_cancer", "read_digits", "read_idx_images", "read_iris"]
 
 DIGITS_TEST = 360  # a fifth of 1,797
+IRIS_TEST = 45  # three tenths of 150
+BREAST_CANCER_TEST = 171  # three tenths of 569
 
 
 class Splits(NamedTuple):
@@ -45,9 +47,33 @@ def read_digits(contents: Mapping[str, bytes], seed: int) -> Splits:
     from sklearn.datasets import load_digits  # noqa: PLC0415
 
     pixels, labels = load_digits(return_X_y=True)
-    x, y = _scale(np.asarray(pixels).reshape(-1, 8, 8), 16), np.asarray(labels, dtype=np.int64)
-    test, train = stratified_draw(y, DIGITS_TEST, seed)
-    return Splits(x[train], y[train], x[test], y[test])
+    return _split(_scale(np.asarray(pixels).reshape(-1, 8, 8), 16), labels, DIGITS_TEST, seed)
+
+
+def read_iris(contents: Mapping[str, bytes], seed: int) -> Splits:
+    """scikit-learn's iris, four lengths in centimetres, split at random by class.
+
+    Args:
+        contents: unused, the data lie inside scikit-learn.
+        seed: of the split.
+    """
+    from sklearn.datasets import load_iris  # noqa: PLC0415 - as above
+
+    lengths, labels = load_iris(return_X_y=True)
+    return _split(np.asarray(lengths, dtype=np.float32), labels, IRIS_TEST, seed)
+
+
+def read_breast_cancer(contents: Mapping[str, bytes], seed: int) -> Splits:
+    """scikit-learn's breast cancer table, thirty measures of cell nuclei in their own units, split at random by class.
+
+    Args:
+        contents: unused, the data lie inside scikit-learn.
+        seed: of the split.
+    """
+    from sklearn.datasets import load_breast_cancer  # noqa: PLC0415 - as above
+
+    measures, labels = load_breast_cancer(return_X_y=True)
+    return _split(np.asarray(measures, dtype=np.float32), labels, BREAST_CANCER_TEST, seed)
 
 
 def read_idx_images(contents: Mapping[str, bytes], seed: int) -> Splits:
@@ -66,6 +92,12 @@ def read_idx_images(contents: Mapping[str, bytes], seed: int) -> Splits:
         arrays.append(_scale(parse_idx(contents[images], images), 255))
         arrays.append(parse_idx(contents[labels], labels).astype(np.int64))
     return Splits(*arrays)
+
+
+def _split(x: np.ndarray, labels: object, count: int, seed: int) -> Splits:
+    y = np.asarray(labels, dtype=np.int64)
+    test, train = stratified_draw(y, count, seed)
+    return Splits(x[train], y[train], x[test], y[test])
 
 
 def _scale(images: np.ndarray, top: int) -> Float32[np.ndarray, "samples 1 height width"]:

@@ -5,7 +5,7 @@ To add one, write a reader (bytes of its files -> arrays) in `readers` and a rec
 
 import difflib
 
-from neuropil.data.readers import read_digits, read_idx_images
+from neuropil.data.readers import read_breast_cancer, read_digits, read_idx_images, read_iris
 from neuropil.data.records import Record, RemoteFile
 
 __all__ = ["RECORDS", "find_record"]
@@ -36,6 +36,31 @@ DIGITS = Record(
     samples=1797,
     class_names=tuple("0123456789"),
     read=read_digits,
+    embedded_in="scikit-learn",
+)
+
+IRIS = Record(
+    name="iris",
+    title="Iris",
+    description="Four lengths (cm) of 150 flowers, three species; a random stratified split of 105 and 45, by seed.",
+    licence="CC BY 4.0",
+    citation="Fisher, The use of multiple measurements in taxonomic problems, Annals of Eugenics 7 (1936).",
+    samples=150,
+    class_names=("setosa", "versicolor", "virginica"),
+    read=read_iris,
+    embedded_in="scikit-learn",
+)
+
+BREAST_CANCER = Record(
+    name="breast-cancer",
+    title="Breast cancer Wisconsin (diagnostic)",
+    description="Thirty measures of cell nuclei, unscaled; a random stratified split of 398 and 171, by seed.",
+    licence="CC BY 4.0",
+    citation="Street, Wolberg & Mangasarian, Nuclear feature extraction for breast tumor diagnosis, Proc. SPIE 1905 "
+    "(1993).",
+    samples=569,
+    class_names=("malignant", "benign"),
+    read=read_breast_cancer,
     embedded_in="scikit-learn",
 )
 
@@ -97,7 +122,7 @@ FASHION_MNIST = Record(
     ),
 )
 
-RECORDS: dict[str, Record] = {record.name: record for record in (DIGITS, MNIST, FASHION_MNIST)}
+RECORDS: dict[str, Record] = {record.name: record for record in (DIGITS, IRIS, BREAST_CANCER, MNIST, FASHION_MNIST)}
 
 
 def find_record(name: str) -> Record:

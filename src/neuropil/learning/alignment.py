@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from neuropil.learning.backpropagation import Backpropagation
 from neuropil.learning.rule import LearningRule
-from neuropil.learning.stages import undisturbed
+from neuropil.learning.stages import Inputs, undisturbed
 
 __all__ = ["alignment"]
 
@@ -18,7 +18,7 @@ Gradients = dict[str, Tensor]
 
 def alignment(
     rule: LearningRule,
-    x: Tensor,
+    x: Inputs,
     y: Tensor | None = None,
     *,
     reference: LearningRule | None = None,
@@ -30,7 +30,7 @@ def alignment(
 
     Args:
         rule: the rule to judge.
-        x: inputs, (batch, ...).
+        x: inputs, (batch, ...), or several arguments of the net as a tuple or mapping (then compared as one batch).
         y: targets, (batch, ...).
         reference: rule on the same network; None for backpropagation of the rule's loss.
         size: samples a comparison: 1 compares sample by sample; None takes the batch as one.
@@ -41,19 +41,22 @@ def alignment(
         (mean of |rule| / |reference|).
 
     Raises:
-        ValueError: if the reference trains another network, or `size` is less than 1.
+        ValueError: if the reference trains another network, or `size` is less than 1, or given with several arguments.
     """
     reference = Backpropagation(rule.net, rule.loss_fn) if reference is None else reference
     if reference.net is not rule.net:
         raise ValueError("The reference trains another network: make both rules on the same one.")
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1, got {size}.")
-    size = len(x) if size is None else size
+    if size is None:
+        parts = [(x, y)]
+    elif isinstance(x, Tensor):
+        parts = list(zip(x.split(size), [None] * len(x) if y is None else y.split(size), strict=False))
+    else:
+        raise ValueError("size needs x to be one tensor: several arguments are compared as one batch.")
     rows = []
-    for part in range(0, len(x), size):
-        chosen = slice(part, part + size)
-        ours = _gradients(rule, x[chosen], None if y is None else y[chosen])
-        theirs = _gradients(reference, x[chosen], None if y is None else y[chosen])
+    for samples, targets in parts:
+        ours, theirs = _gradients(rule, samples, targets), _gradients(reference, samples, targets)
         rows += [
             {"layer": layer, "cosine": _cosine(ours[layer], theirs[layer]), "ratio": _ratio(ours[layer], theirs[layer])}
             for layer in ours
@@ -69,7 +72,7 @@ def alignment(
     return table.reset_index()
 
 
-def _gradients(rule: LearningRule, x: Tensor, y: Tensor | None) -> Gradients:
+def _gradients(rule: LearningRule, x: Inputs, y: Tensor | None) -> Gradients:
     """The rule's gradients, one flat vector a module of the net."""
     with _borrowed(rule.net), _borrowed(rule), undisturbed(rule.net), undisturbed(rule):
         rule.backward(x, y)

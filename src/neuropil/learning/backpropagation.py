@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from neuropil.learning.rule import LearningRule, Packet
+from neuropil.learning.stages import Inputs, feed
 
 __all__ = ["Backpropagation"]
 
@@ -23,7 +24,7 @@ class Backpropagation(LearningRule):
     Source: Rumelhart, Hinton & Williams, Nature 323 (1986).
     """
 
-    def packets(self, x: Tensor, y: Tensor | None = None) -> Iterator[Packet]:
+    def packets(self, x: Inputs, y: Tensor | None = None) -> Iterator[Packet]:
         """One packet: the loss itself, with the graph of the whole net."""
-        loss = self.required_loss()(self.net(x), self.required_target(y))
+        loss = self.required_loss()(feed(self.net, x), self.required_target(y))
         yield Packet([loss], [torch.ones_like(loss)], loss.detach())

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import LRScheduler
 
 from neuropil.data import Dataset
 from neuropil.learning.rule import LearningRule, Loss
@@ -37,13 +38,16 @@ class Contender:
         net: makes the network from a generator.
         rule: makes the rule from the network and the loss.
         rate: learning rate.
-        optimizer: makes the optimizer from the network's parameters and `lr`.
+        optimizer: makes the optimizer from the parameters, the network's and the rule's own (plastic feedback), and
+            `lr`.
+        schedule: makes a learning-rate schedule from the optimizer, stepped after every epoch; None keeps the rate.
     """
 
     net: Callable[[torch.Generator], nn.Module]
     rule: Callable[[nn.Module, Loss], LearningRule]
     rate: float = 1e-3
     optimizer: Callable[..., torch.optim.Optimizer] = adam
+    schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None
 
 
 def train_epoch(
@@ -233,13 +237,16 @@ def _run(
     try:
         net = arm.net(torch.Generator().manual_seed(seed)).to(split.x_train)
         rule = arm.rule(net, loss_fn)
-        optimizer = arm.optimizer(net.parameters(), lr=arm.rate)
+        optimizer = arm.optimizer([*net.parameters(), *rule.parameters()], lr=arm.rate)
+        schedule = arm.schedule(optimizer) if arm.schedule else None
         order = torch.Generator().manual_seed(seed ^ SHUFFLING)
         rows = []
         for epoch in range(epochs + 1):
             loss, start = float("nan"), time.perf_counter()
             if epoch > 0:
                 loss = train_epoch(rule, optimizer, split, batch_size=batch_size, generator=order)
+                if schedule:
+                    schedule.step()
             seconds = time.perf_counter() - start
             row: dict[str, Any] = {"rule": name, "seed": seed, "epoch": epoch, "rate": arm.rate, "loss": loss}
             row |= {"accuracy": evaluate(rule, split), "seconds": seconds}

@@ -16,13 +16,15 @@ mean-reduced loss into t_l.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["LearningRule", "Loss", "Packet"]
+from neuropil.learning.stages import Inputs, feed
+
+__all__ = ["LearningRule", "Loss", "Packet", "refuse"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -92,15 +94,15 @@ class LearningRule(nn.Module, ABC):
     loss_fn: Loss | None
 
     @abstractmethod
-    def packets(self, x: Tensor, y: Tensor | None = None) -> Iterator[Packet]:
+    def packets(self, x: Any, y: Tensor | None = None) -> Iterator[Packet]:
         """Yield the packets of one batch, lazily: `learn` moves the weights between them.
 
         Args:
-            x: inputs, (batch, ...).
+            x: inputs, (batch, ...); rules that say so also take several arguments of the net, as a tuple or mapping.
             y: targets, (batch, ...); None for rules that need no target.
         """
 
-    def backward(self, x: Tensor, y: Tensor | None = None, *, scale: float = 1.0) -> Tensor:
+    def backward(self, x: Inputs, y: Tensor | None = None, *, scale: float = 1.0) -> Tensor:
         """Add the rule's gradients for one batch to `.grad`, as `loss.backward()` does.
 
         Args:
@@ -118,7 +120,7 @@ class LearningRule(nn.Module, ABC):
             total = loss if total is None else total + loss
         return _yielded(total, self).detach()
 
-    def learn(self, x: Tensor, y: Tensor | None, optimizer: Optimizer) -> Tensor:
+    def learn(self, x: Inputs, y: Tensor | None, optimizer: Optimizer) -> Tensor:
         """Step the optimizer after every packet: for rules whose weights move while the network settles.
 
         Gradients are cleared before each packet. For a rule with one packet a call this is `zero_grad`, `backward`,
@@ -136,11 +138,11 @@ class LearningRule(nn.Module, ABC):
             total = loss if total is None else total + loss
         return _yielded(total, self).detach()
 
-    def predict(self, x: Tensor) -> Tensor:
+    def predict(self, x: Any) -> Tensor:
         """Output of the trained network: `net(x)` unless the rule says otherwise."""
-        return self.net(x)
+        return feed(self.net, x)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Tensor:
         """Same as `predict`."""
         return self.predict(x)
 
@@ -163,6 +165,43 @@ class LearningRule(nn.Module, ABC):
         if y is None:
             raise ValueError(f"{type(self).__name__} learns from targets: pass y.")
         return y
+
+    def output_error(self, output: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The loss at an output, and its gradient there: the teaching signal of the last stage.
+
+        Args:
+            output: of the net, with or without a graph, which is left alone.
+            y: target.
+
+        Returns:
+            (loss, dL/d output), without graphs.
+
+        Raises:
+            ValueError: if there is no loss or no target.
+        """
+        loss_fn, target = self.required_loss(), self.required_target(y)
+        with torch.enable_grad():
+            leaf = output.detach().requires_grad_()
+            loss = loss_fn(leaf, target)
+            (error,) = torch.autograd.grad(loss, leaf)
+        return loss.detach(), error
+
+
+def refuse(rule: LearningRule, kinds: tuple[type[nn.Module], ...], why: str) -> None:
+    """Refuse a net by name, before training, for what it is made of.
+
+    Args:
+        rule: the rule that cannot train it.
+        kinds: classes of modules that it cannot train.
+        why: the reason, and what to do instead; a sentence.
+
+    Raises:
+        TypeError: if the net has a module of one of these classes; the message names it.
+    """
+    for name, module in rule.net.named_modules():
+        if isinstance(module, kinds):
+            where = f"{name!r} ({type(module).__name__})" if name else type(module).__name__
+            raise TypeError(f"{type(rule).__name__} cannot train {where}. {why}")
 
 
 def _yielded(total: Tensor | None, rule: LearningRule) -> Tensor:

@@ -5,19 +5,33 @@ record the tensor at each cut and pass on what the rule wants the next stage to 
 
     stages(x)                       the same values without their graph: every output reaches its own stage's parameters
     stages(x, activities=[h_1..])   the given activities: one ordinary forward pass evaluates every stage at its clamp
+    stages(x, between=f)            f(index, value): what a rule makes of each value (normalised, masked) on its way up
     stages(x, detach=False)         the same tensors: the graph of the whole net, for dL/dh
 
 so convolutions, norms, attention and residual sums inside a stage need no treatment of their own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Stages", "undisturbed"]
+__all__ = ["Between", "Inputs", "Stages", "feed", "undisturbed"]
+
+Inputs = Tensor | tuple | Mapping[str, Any]
+"""What a net is called with: one tensor, or several arguments by position or by name."""
+Between = Callable[[int, Tensor], Tensor]
+"""(index of the cut, value there) -> what the next stage sees."""
+
+
+def feed(net: nn.Module, x: Inputs) -> Any:
+    """Call a net with its inputs: `net(x)`, `net(*x)` for a tuple, `net(**x)` for a mapping."""
+    if isinstance(x, Tensor):
+        return net(x)
+    return net(**x) if isinstance(x, Mapping) else net(*x)
 
 
 class Cut(NamedTuple):
@@ -74,7 +88,7 @@ class Stages:
     """The stages of a network, cut at named modules.
 
     Args:
-        net: any module whose forward pass takes one tensor and returns one.
+        net: any module whose forward pass returns one tensor.
         points: where to cut: names of modules (as in `named_modules`) after whose output a stage ends; "blocks" for the
             entries of the net's ModuleLists and what feeds them; None for a Sequential, which is cut before each child
             that holds a weight matrix, the first excepted.
@@ -102,6 +116,8 @@ class Stages:
         self._optional = points == "blocks"
         self._clone = any(getattr(module, "inplace", False) for module in net.modules())
         self._traced = self._leakproof = False
+        self._handles: list[RemovableHandle] = []
+        self._visit: Between | None = None
 
     def _find(self, points: Sequence[str] | None, cut: str) -> list[Cut]:
         if points is None:
@@ -137,23 +153,35 @@ class Stages:
         """Number of stages, one more than cuts."""
         return len(self._cuts) + 1
 
-    def __call__(self, x: Tensor, activities: Sequence[Tensor] | None = None, *, detach: bool = True) -> list[Tensor]:
+    def __call__(
+        self,
+        x: Inputs,
+        activities: Sequence[Tensor] | None = None,
+        *,
+        between: Between | None = None,
+        detach: bool = True,
+    ) -> list[Tensor]:
         """Run the net and return the output of every stage, the net's own output last.
 
         Args:
-            x: input of the net, (batch, ...).
+            x: input of the net, (batch, ...), or several arguments as a tuple or a mapping.
             activities: what each stage but the first sees as its input, instead of the stage below's output; one tensor
-                a cut. Then the outputs are the stages' predictions.
-            detach: whether a stage's input is cut from the graph of the stage below. Given activities are passed on
-                as they come.
+                a cut. Then the outputs are the stages' predictions. They are passed on as they come.
+            between: instead of `activities`: makes what the next stage sees from the index of the cut and the value
+                there (without its graph where `detach`); it may not change the value in place.
+            detach: whether a stage's input is cut from the graph of the stage below.
 
         Raises:
-            ValueError: as the class says, or if the activities do not fit the cuts in number or shape.
+            ValueError: as the class says, if the activities do not fit the cuts in number or shape, or if both
+                `activities` and `between` are given.
         """
         if not self._traced:
             self._trace(x)
-        if activities is not None and len(activities) != len(self._cuts):
-            raise ValueError(f"{len(activities)} activities for {len(self._cuts)} cuts ({', '.join(self.names)}).")
+        if activities is not None:
+            if between is not None:
+                raise ValueError("activities and between exclude each other: both say what the next stage sees.")
+            if len(activities) != len(self._cuts):
+                raise ValueError(f"{len(activities)} activities for {len(self._cuts)} cuts ({', '.join(self.names)}).")
         outputs: list[Tensor] = []
 
         def visit(index: int, value: Tensor) -> Tensor:
@@ -161,15 +189,12 @@ class Stages:
                 raise ValueError(f"The net passed {self.names[index]} out of order: its path depends on the input.")
             outputs.append(value)
             if activities is not None:
-                if activities[index].shape != value.shape:
-                    raise ValueError(
-                        f"Activity {index} has shape {tuple(activities[index].shape)}, "
-                        f"{self.names[index]} gives {tuple(value.shape)}."
-                    )
-                return activities[index].clone() if self._clone else activities[index]
-            if not detach:
-                return value
-            return value.detach().clone() if self._clone else value.detach()
+                passed = self._given(activities, index, value)
+            else:
+                passed = value.detach() if detach else value
+                if between is not None:
+                    passed = between(index, passed)
+            return passed.clone() if self._clone and (detach or activities is not None) else passed
 
         outputs.append(self._run(x, visit))
         if len(outputs) != len(self):
@@ -181,28 +206,55 @@ class Stages:
             self._leakproof = True
         return outputs
 
-    def _run(self, x: Tensor, visit) -> Tensor:
-        modules = dict(self.net.named_modules())
-        handles = []
-
-        def output_hook(index: int):
-            return lambda module, args, output: visit(index, self._tensor(index, output))
-
-        def input_hook(index: int):
-            return lambda module, args: (visit(index, self._tensor(index, args[0] if args else None)), *args[1:])
-
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Keep the hooks between calls, for rules that run the net many times a batch; they are gone afterwards."""
+        if self._handles:
+            yield
+            return
         try:
             for index, cut in enumerate(self._cuts):
-                module = modules[cut.module]
-                handles.append(
-                    module.register_forward_hook(output_hook(index))
+                module = self.net.get_submodule(cut.module)
+                self._handles.append(
+                    module.register_forward_hook(self._output_hook(index))
                     if cut.side == "output"
-                    else module.register_forward_pre_hook(input_hook(index))
+                    else module.register_forward_pre_hook(self._input_hook(index))
                 )
-            output = self.net(x)
+            yield
         finally:
-            for handle in handles:
+            for handle in self._handles:
                 handle.remove()
+            self._handles = []
+
+    def _given(self, activities: Sequence[Tensor], index: int, value: Tensor) -> Tensor:
+        if activities[index].shape != value.shape:
+            raise ValueError(
+                f"Activity {index} has shape {tuple(activities[index].shape)}, "
+                f"{self.names[index]} gives {tuple(value.shape)}."
+            )
+        return activities[index]
+
+    def _output_hook(self, index: int):
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            return output if self._visit is None else self._visit(index, self._tensor(index, output))
+
+        return hook
+
+    def _input_hook(self, index: int):
+        def hook(module: nn.Module, args: tuple) -> tuple:
+            if self._visit is None:
+                return args
+            return self._visit(index, self._tensor(index, args[0] if args else None)), *args[1:]
+
+        return hook
+
+    def _run(self, x: Inputs, visit: Between) -> Tensor:
+        with self.installed():
+            self._visit = visit
+            try:
+                output = feed(self.net, x)
+            finally:
+                self._visit = None
         if not isinstance(output, Tensor):
             raise ValueError(f"{type(self.net).__name__} returns a {type(output).__name__}, not a tensor.")
         return output
@@ -212,7 +264,7 @@ class Stages:
             raise ValueError(f"{self.names[index]} gives a {type(value).__name__}, not a tensor: cut elsewhere.")
         return value
 
-    def _trace(self, x: Tensor) -> None:
+    def _trace(self, x: Inputs) -> None:
         """Pass one batch without a trace: order the cuts, drop empty stages of "blocks", complain of the rest."""
         passed: list[tuple[int, Tensor]] = []
 
@@ -228,7 +280,8 @@ class Stages:
                 raise ValueError(f"The forward pass never reaches {cut}.")
             if count > 1:
                 raise ValueError(f"{cut} is passed {count} times: a module that is used twice cannot end a stage.")
-        seen: list[Tensor] = [x, output]
+        given = [x] if isinstance(x, Tensor) else list(x.values() if isinstance(x, Mapping) else x)
+        seen: list[Any] = [*given, output]
         order = []
         for index, value in passed:
             empty = any(value is other for other in seen)
