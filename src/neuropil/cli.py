@@ -168,6 +168,48 @@ def run(
     return _exit_code(results, strict)
 
 
+@app.command("compare")
+def compare_rules(
+    rules: Annotated[list[str], typer.Argument(metavar="RULE", help="Learning rules, e.g. bp dfa pfa pc ff.")],
+    *,
+    net: Annotated[str, typer.Option(help="mlp:128-64, conv, or your own module:function.")] = "mlp:64",
+    data: Annotated[str, typer.Option(help="A data set, or your own module:function.")] = "digits",
+    points: Annotated[str, typer.Option(help="Where the net is cut into stages: names, or blocks.")] = "",
+    flat: Annotated[bool, typer.Option("--flat", help="Give your net samples as vectors.")] = False,
+    epochs: Annotated[int, typer.Option(help="Passes over the training set.")] = 10,
+    batch_size: Annotated[int, typer.Option(help="Samples an update.")] = 100,
+    seeds: Annotated[int, typer.Option(help="How many paired seeds.")] = 3,
+    rates: Annotated[str, typer.Option(help="Learning rates: each rule gets its best.")] = "0.001,0.003,0.01",
+    train: Annotated[int | None, typer.Option(help="Training samples; all by default.")] = None,
+    test: Annotated[int | None, typer.Option(help="Test samples; all by default.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
+    output: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Compare learning rules on one network and data: accuracy, angle to the gradient, time and memory."""
+    from neuropil.atlas.display import progress_on
+    from neuropil.contest import Contest, printed_league, run_contest
+
+    os.environ.setdefault("MPLBACKEND", "agg")
+
+    try:
+        grid = [float(rate) for rate in rates.split(",")]
+    except ValueError:
+        raise ValueError(f"--rates needs numbers separated by commas, got {rates!r}.") from None
+    contest = Contest(rules, net, data, points, epochs, batch_size, seeds, grid, train, test, flat=flat)
+    progress = progress_on(_console(stderr=True))
+    progress.start()
+    try:
+        table, folder = run_contest(contest, output, jobs=jobs, track=progress.track)
+    finally:
+        progress.stop()
+    if as_json:
+        _print_json({"league": json.loads(str(table.to_json(orient="records"))), "folder": str(folder)})
+    else:
+        _print_table(("rule", "accuracy (%)", "angle (deg)", "ms/step", "MB/step", "rate"), printed_league(table))
+        typer.echo(f"table and figure: {folder}")
+
+
 @app.command()
 def report(
     context: typer.Context,

@@ -36,14 +36,35 @@ class Block(nn.Module):
         return x + self.mlp(x)
 
 
+class Attention(nn.Module):
+    """Single-head attention of linear projections."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.out = nn.Linear(width, width)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False) -> tuple[Tensor]:
+        q, k, v = self.query(query), self.key(key), self.value(value)
+        return (self.out(torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1) @ v),)
+
+
+class ProjectedBlock(Block):
+    """A pre-norm Transformer block that calls a layer for every weight."""
+
+    def __init__(self, width: int):
+        super().__init__(width)
+        self.attention = Attention(width)
+
+
 class Transformer(nn.Module):
     """Tokens to logits of the last position, head tied to the embedding or not."""
 
-    def __init__(self, tied: bool = False):
+    def __init__(self, tied: bool = False, block: type[Block] = Block):
         super().__init__()
         self.embedding = nn.Embedding(11, 8)
         self.position = nn.Parameter(torch.zeros(5, 8))
-        self.blocks = nn.ModuleList([Block(8), Block(8)])
+        self.blocks = nn.ModuleList([block(8), block(8)])
         self.norm = nn.LayerNorm(8)
         self.head = nn.Linear(8, 11, bias=False)
         if tied:
@@ -87,7 +108,8 @@ def case(name: str):
         if name == "residual":
             return Residual(), ["mix", "out"], torch.randn(5, 6), y
         tied = name == "tied transformer"
-        return Transformer(tied), "blocks", torch.randint(11, (5, 5)), y
+        block = ProjectedBlock if name == "projected transformer" else Block
+        return Transformer(tied, block), "blocks", torch.randint(11, (5, 5)), y
 
 
 CASES = ["dense", "conv", "residual", "transformer", "tied transformer"]

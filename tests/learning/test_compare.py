@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -196,3 +198,41 @@ def test_a_rules_own_parameters_learn_too_and_schedules_are_stepped():
     first, second = -np.diff(table["own"].to_numpy())
     assert first == pytest.approx(2 * 1e-2, rel=1e-4)  # two batches, each its own update of 1
     assert second == pytest.approx(2 * 1e-3, rel=1e-4)
+
+
+def test_a_rule_that_draws_gets_a_generator_of_the_seed():
+    seeds = []
+
+    class Drawing(Backpropagation):
+        def __init__(self, net, loss_fn, generator=None):
+            super().__init__(net, loss_fn)
+            seeds.append(None if generator is None else generator.initial_seed())
+
+    compare(
+        {"one": Drawing, "other": Drawing, "bound": partial(Drawing, generator=None)}, digits, net, epochs=1, seeds=2
+    )
+    assert seeds[0] == seeds[1] != seeds[3] == seeds[4]
+    assert seeds[2] is seeds[5] is None
+
+
+def test_a_diverged_run_can_stay_in_the_table_at_chance():
+    arm = Contender(net, Backpropagation, 1e30, torch.optim.SGD)
+    table = compare({"bp": arm}, digits, epochs=3, seeds=1, keep_diverged=True)
+    assert list(table["epoch"]) == [0, 1, 2, 3]
+    assert table["accuracy"].iloc[-1] == 0.1
+    assert table["loss"].iloc[-1] == float("inf")
+    assert final_accuracies(table)["accuracy"].item() == pytest.approx(10)
+
+
+def test_angles_and_costs_are_measured_on_request():
+    rules = {"backpropagation": Backpropagation, "opposite": Opposite}
+    table = compare(rules, digits, net, epochs=1, seeds=1, align=50, costs=True)
+    angle = table.set_index(["rule", "epoch"])["angle"]
+    assert angle["backpropagation"].tolist() == pytest.approx([0, 0], abs=0.1)
+    assert angle["opposite"].tolist() == pytest.approx([180, 180], abs=0.1)
+    assert {"angle 0", "angle 2"} <= set(table.columns)
+    start = table[table["epoch"] == 0]
+    assert (start[["milliseconds", "megabytes"]] > 0).all(axis=None)
+    assert table.loc[table["epoch"] == 1, ["milliseconds", "megabytes"]].isna().all(axis=None)
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+        compare(rules, digits, net, epochs=1, seeds=1, align=0)

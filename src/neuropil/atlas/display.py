@@ -22,7 +22,7 @@ from neuropil.atlas.progress import Lines, Progress, length
 from neuropil.atlas.report.numbers import DASH, aligned, duration, interval, with_unit
 from neuropil.atlas.results import Result
 
-__all__ = ["Bars", "Display", "claims_table", "one_line"]
+__all__ = ["Bars", "Display", "claims_table", "one_line", "progress_on"]
 
 Item = TypeVar("Item")
 
@@ -74,6 +74,11 @@ class Bars:
         self._bars.stop()
 
 
+def progress_on(console: Console) -> Progress:
+    """Bars on a terminal, elsewhere plain lines now and then on standard error."""
+    return Bars(console) if console.is_terminal else Lines(sys.stderr)
+
+
 class Display:
     """One study in a terminal: a header, then progress, then what was found.
 
@@ -87,7 +92,7 @@ class Display:
         self.paper = paper
         self.console = console
         self.errors = errors
-        self._progress: Progress = Bars(errors) if errors.is_terminal else Lines(sys.stderr)
+        self._progress = progress_on(errors)
 
     def start(self) -> None:
         """Print the header, and be ready for progress."""

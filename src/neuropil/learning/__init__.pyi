@@ -1,11 +1,8 @@
 from . import inhibition as inhibition
 from .alignment import alignment as alignment
 from .backpropagation import Backpropagation as Backpropagation
-from .compare import Contender as Contender
 from .compare import compare as compare
-from .compare import evaluate as evaluate
 from .compare import final_accuracies as final_accuracies
-from .compare import train_epoch as train_epoch
 from .compare import tune_rates as tune_rates
 from .inhibition import DisinhibitoryControl as DisinhibitoryControl
 from .inhibition import DisinhibitoryNetwork as DisinhibitoryNetwork
@@ -19,3 +16,6 @@ from .settle import Settled as Settled
 from .settle import settle as settle
 from .stages import Stages as Stages
 from .stages import undisturbed as undisturbed
+from .training import Contender as Contender
+from .training import evaluate as evaluate
+from .training import train_epoch as train_epoch

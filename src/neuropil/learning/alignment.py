@@ -3,15 +3,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from neuropil.data import Dataset
 from neuropil.learning.backpropagation import Backpropagation
 from neuropil.learning.rule import LearningRule
 from neuropil.learning.stages import Inputs, undisturbed
 
-__all__ = ["alignment"]
+__all__ = ["alignment", "borrowed", "gradient_angles"]
 
 Gradients = dict[str, Tensor]
 
@@ -72,9 +74,31 @@ def alignment(
     return table.reset_index()
 
 
+def gradient_angles(rule: LearningRule, data: Dataset, *, samples: int = 256) -> dict[str, float]:
+    """Degrees between a rule's gradient and that of its loss, at the first training samples: a measure for `compare`.
+
+    Returns:
+        "angle", the mean over layers, and "angle <layer>"; NaN where a gradient is zero or the rule has no loss.
+
+    Raises:
+        ValueError: if `samples` is less than 1.
+    """
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}.")
+    if rule.loss_fn is None:
+        return {"angle": float("nan")}
+    rule.net.train()
+    table = alignment(rule, data.x_train[:samples], data.y_train[:samples])
+    cosines = table["cosine_mean"].clip(-1, 1).to_numpy(dtype=float)
+    angles = dict(zip(table["layer"], np.degrees(np.arccos(cosines)).tolist(), strict=True))
+    known = [angle for angle in angles.values() if np.isfinite(angle)]
+    mean = float(np.mean(known)) if known else float("nan")
+    return {"angle": mean, **{f"angle {layer}": angle for layer, angle in angles.items()}}
+
+
 def _gradients(rule: LearningRule, x: Inputs, y: Tensor | None) -> Gradients:
     """The rule's gradients, one flat vector a module of the net."""
-    with _borrowed(rule.net), _borrowed(rule), undisturbed(rule.net), undisturbed(rule):
+    with borrowed(rule.net), borrowed(rule), undisturbed(rule.net), undisturbed(rule):
         rule.backward(x, y)
         layers: dict[str, list[Tensor]] = {}
         for name, parameter in rule.net.named_parameters():
@@ -84,7 +108,7 @@ def _gradients(rule: LearningRule, x: Inputs, y: Tensor | None) -> Gradients:
 
 
 @contextmanager
-def _borrowed(module: nn.Module) -> Iterator[None]:
+def borrowed(module: nn.Module) -> Iterator[None]:
     """Clear `.grad`, and put back afterwards what was there."""
     before = [(parameter, parameter.grad) for parameter in module.parameters()]
     try:

@@ -1,92 +1,30 @@
 """Learning rules on equal terms: the same splits, batches and number of updates, each at its own tuned rate."""
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.optim.lr_scheduler import LRScheduler
 
 from neuropil.data import Dataset
+from neuropil.learning.alignment import gradient_angles
 from neuropil.learning.rule import LearningRule, Loss
 from neuropil.learning.settle import NotSettledError
+from neuropil.learning.training import Contender, Course, Measure, train
 from neuropil.parallel import Track, parallel
 
-__all__ = ["Contender", "compare", "evaluate", "final_accuracies", "train_epoch", "tune_rates"]
+__all__ = ["compare", "final_accuracies", "tune_rates"]
 
 Data = Dataset | Callable[[int], Dataset]
-Measure = Callable[[LearningRule, Dataset], Mapping[str, float]]
-SHUFFLING = 0x5EED  # apart from the seeds of the initial weights
-
-
-def adam(parameters: Iterable[Tensor], lr: float) -> torch.optim.Adam:
-    """Adam in one kernel: on small networks it costs a third of the default."""
-    return torch.optim.Adam(parameters, lr=lr, fused=True)
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One arm of a comparison.
-
-    Attributes:
-        net: makes the network from a generator.
-        rule: makes the rule from the network and the loss.
-        rate: learning rate.
-        optimizer: makes the optimizer from the parameters, the network's and the rule's own (plastic feedback), and
-            `lr`.
-        schedule: makes a learning-rate schedule from the optimizer, stepped after every epoch; None keeps the rate.
-    """
-
-    net: Callable[[torch.Generator], nn.Module]
-    rule: Callable[[nn.Module, Loss], LearningRule]
-    rate: float = 1e-3
-    optimizer: Callable[..., torch.optim.Optimizer] = adam
-    schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None
-
-
-def train_epoch(
-    rule: LearningRule,
-    optimizer: torch.optim.Optimizer,
-    data: Dataset,
-    *,
-    batch_size: int = 100,
-    generator: torch.Generator | None = None,
-) -> float:
-    """Pass once over the training set in a random order; a last, smaller batch is used too.
-
-    Returns:
-        Mean training loss over the samples, each before its own update.
-
-    Raises:
-        FloatingPointError: if the loss is no longer finite, with the step.
-    """
-    rule.net.train()
-    total = 0.0
-    order = torch.randperm(len(data.x_train), generator=generator)
-    for step, chosen in enumerate(order.split(batch_size)):
-        loss = float(rule.learn(data.x_train[chosen], data.y_train[chosen], optimizer))
-        if not -float("inf") < loss < float("inf"):
-            raise FloatingPointError(f"{type(rule).__name__}: the loss is {loss} at step {step} of the epoch.")
-        total += loss * len(chosen)
-    return total / len(order)
-
-
-@torch.no_grad()
-def evaluate(rule: LearningRule, data: Dataset, *, batch_size: int = 1000) -> float:
-    """Fraction of the test set whose largest output is the right class."""
-    rule.net.eval()
-    batches = zip(data.x_test.split(batch_size), data.y_test.split(batch_size), strict=True)
-    return sum(int((rule.predict(x).argmax(1) == y).sum()) for x, y in batches) / len(data.y_test)
 
 
 def compare(
-    rules: Mapping[str, Contender | Callable[[nn.Module, Loss], LearningRule]],
+    rules: Mapping[str, Contender | Callable[..., LearningRule]],
     data: Data,
     net: Callable[[torch.Generator], nn.Module] | None = None,
     *,
@@ -96,13 +34,17 @@ def compare(
     rate: float = 1e-3,
     seeds: int | Sequence[int] = 5,
     measure: Measure | None = None,
+    align: int | None = None,
+    costs: bool = False,
+    keep_diverged: bool = False,
     jobs: int = 1,
     track: Track | None = None,
 ) -> pd.DataFrame:
     """Train every rule on every seed.
 
-    A seed fixes the split (where `data` is a function of it), the initial weights and the order of the batches, alike
-    for all rules; every run is computed on one thread, so that `jobs` does not change a number.
+    A seed fixes the split (where `data` is a function of it), the initial weights, the order of the batches and what a
+    rule draws (where it takes a `generator`), alike for all rules; every run is computed on one thread, so that `jobs`
+    does not change a number.
 
     Args:
         rules: by name, a rule (made from net and loss) or a Contender with a net and rate of its own.
@@ -114,6 +56,12 @@ def compare(
         rate: learning rate of rules that bring none; Adam.
         seeds: how many, from 0, or which.
         measure: further columns of every row, from the rule and the data.
+        align: training samples at which every row also has the angle between the rule's gradient and that of the loss,
+            in degrees: "angle" (mean over layers, each alike) and "angle <layer>"; None leaves it out.
+        costs: whether the rows of epoch 0 also have what one step costs, "milliseconds" and "megabytes" (see
+            `step_cost`).
+        keep_diverged: a run whose loss is no longer finite stays in the table, at chance and with an infinite loss from
+            that epoch on, instead of ending the comparison.
         jobs: processes.
         track: shows progress: called with an iterable, a label and `total=`, yields the same items.
 
@@ -124,19 +72,16 @@ def compare(
 
     Raises:
         ValueError: if a rule has no net, or a number is out of range.
-        FloatingPointError: if a run diverges, naming rule, seed and epoch.
+        FloatingPointError: if a run diverges and is not kept, naming rule, seed and step.
     """
-    if epochs < 1 or batch_size < 1:
-        raise ValueError(f"epochs and batch_size must be at least 1, got {epochs} and {batch_size}.")
+    measures = [measure] if measure else []
+    measures += [partial(gradient_angles, samples=align)] if align is not None else []
+    course = Course(epochs, batch_size, loss_fn, measures, costs, keep_diverged)
     arms = {name: _contender(name, rule, net, rate) for name, rule in rules.items()}
     chosen = range(seeds) if isinstance(seeds, int) else seeds
     # Split here, so that a process gets the samples of its own seed and no others.
     splits = {seed: data if isinstance(data, Dataset) else data(seed) for seed in chosen}
-    calls = [
-        partial(_run, name, arm, splits[seed], seed, loss_fn, epochs, batch_size, measure)
-        for seed in chosen
-        for name, arm in arms.items()
-    ]
+    calls = [partial(train, name, arm, splits[seed], seed, course) for seed in chosen for name, arm in arms.items()]
     label = f"{len(arms)} rules on {len(chosen)} seeds, {epochs} epochs"
     rows = [row for several in parallel(calls, jobs=jobs, track=track, label=label) for row in several]
     return pd.DataFrame(rows)
@@ -169,10 +114,11 @@ def tune_rates(
     """
     if not rates or not seeds:
         raise ValueError(f"{'seeds' if rates else 'rates'} is empty: there is nothing to choose from.")
+    course = Course(epochs, batch_size, loss_fn)
     held = {seed: data.holdout(validation, seed=seed) for seed in seeds}
     ordered = sorted(rates)
     calls = [
-        partial(_score, name, replace(arm, rate=rate), held[seed], seed, loss_fn, epochs, batch_size)
+        partial(_score, name, replace(arm, rate=rate), held[seed], seed, course)
         for name, arm in rules.items()
         for rate in ordered
         for seed in seeds
@@ -202,7 +148,7 @@ def final_accuracies(table: pd.DataFrame) -> pd.DataFrame:
     for rule, own in table.groupby("rule", sort=False):
         last = 100 * own.loc[own["epoch"] == own["epoch"].max(), "accuracy"].to_numpy(dtype=float)
         spread = float(last.std(ddof=1)) if len(last) > 1 else float("nan")
-        time_taken = own.loc[own["epoch"] > 0, "seconds"].to_numpy(dtype=float)
+        time_taken = own.loc[own["epoch"] > 0, "seconds"].dropna().to_numpy(dtype=float)
         rows.append(
             {
                 "rule": str(rule),
@@ -210,7 +156,7 @@ def final_accuracies(table: pd.DataFrame) -> pd.DataFrame:
                 "spread": spread,
                 "seeds": len(last),
                 "rate": float(own["rate"].to_numpy(dtype=float)[0]),
-                "milliseconds": float(1e3 * np.median(time_taken)),
+                "milliseconds": float(1e3 * np.median(time_taken)) if len(time_taken) else float("nan"),
             }
         )
     return pd.DataFrame(rows)
@@ -224,43 +170,10 @@ def _contender(name: str, rule: Any, net: Callable | None, rate: float) -> Conte
     return Contender(net, rule, rate)
 
 
-def _run(
-    name: str,
-    arm: Contender,
-    split: Dataset,
-    seed: int,
-    loss_fn: Loss,
-    epochs: int,
-    batch_size: int,
-    measure: Measure | None = None,
-) -> list[dict[str, Any]]:
+def _score(name: str, arm: Contender, data: Dataset, seed: int, course: Course) -> float:
     try:
-        net = arm.net(torch.Generator().manual_seed(seed)).to(split.x_train)
-        rule = arm.rule(net, loss_fn)
-        optimizer = arm.optimizer([*net.parameters(), *rule.parameters()], lr=arm.rate)
-        schedule = arm.schedule(optimizer) if arm.schedule else None
-        order = torch.Generator().manual_seed(seed ^ SHUFFLING)
-        rows = []
-        for epoch in range(epochs + 1):
-            loss, start = float("nan"), time.perf_counter()
-            if epoch > 0:
-                loss = train_epoch(rule, optimizer, split, batch_size=batch_size, generator=order)
-                if schedule:
-                    schedule.step()
-            seconds = time.perf_counter() - start
-            row: dict[str, Any] = {"rule": name, "seed": seed, "epoch": epoch, "rate": arm.rate, "loss": loss}
-            row |= {"accuracy": evaluate(rule, split), "seconds": seconds}
-            rows.append(row | dict(measure(rule, split) if measure else {}))
-        return rows
-    except (FloatingPointError, ValueError) as error:
-        error.add_note(f"This was {name!r} on seed {seed}, at rate {arm.rate:g}.")
-        raise
-
-
-def _score(name: str, arm: Contender, data: Dataset, seed: int, loss_fn: Loss, epochs: int, batch_size: int) -> float:
-    try:
-        rows = _run(name, arm, data, seed, loss_fn, epochs, batch_size)
+        rows = train(name, arm, data, seed, course)
         # One epoch of a few hundred samples is a noisy judge: the last quarter of them decides.
-        return float(np.mean([row["accuracy"] for row in rows[-max(1, epochs // 4) :]]))
+        return float(np.mean([row["accuracy"] for row in rows[-max(1, course.epochs // 4) :]]))
     except (FloatingPointError, NotSettledError):
         return -1.0

@@ -1,13 +1,13 @@
 """Plain networks whose initial weights come from a generator, not from the global random state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["lecun_normal_", "linear", "mlp"]
+__all__ = ["lecun_normal_", "linear", "mlp", "small_conv"]
 
 TRUNCATION = 0.87962566103423978  # standard deviation of a unit normal cut at +-2
 
@@ -63,3 +63,31 @@ def mlp(
     for inputs, outputs in pairwise(sizes[:-1]):
         layers += [linear(inputs, outputs, generator=generator), activation()]
     return nn.Sequential(*layers, linear(sizes[-2], sizes[-1], bias=readout_bias, generator=generator))
+
+
+def small_conv(
+    shape: Sequence[int], classes: int, channels: Sequence[int] = (8, 16), *, generator: torch.Generator | None = None
+) -> nn.Sequential:
+    """A small convolution net for images: 3x3 convolutions with batch norm and ReLU, a 2x2 pool, a linear readout.
+
+    Args:
+        shape: of one image, (channels, height, width).
+        classes: number of outputs.
+        channels: of each convolution.
+        generator: source of the initial weights (LeCun normal; biases start at 0); None is torch's default generator.
+
+    Raises:
+        ValueError: if the shape is no image's of at least 2x2, or there are no convolutions.
+    """
+    if len(shape) != 3 or min(shape[1:]) < 2 or not channels:
+        raise ValueError(f"An image has shape (channels, height, width), at least 2x2; got {tuple(shape)}.")
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise((shape[0], *channels)):
+        convolution = nn.Conv2d(inputs, outputs, 3, padding=1, device="meta")  # nothing drawn from the global state
+        convolution = convolution.to_empty(device=torch.get_default_device())
+        lecun_normal_(convolution.weight, generator)
+        if convolution.bias is not None:
+            nn.init.zeros_(convolution.bias)
+        layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
+    features = channels[-1] * (shape[1] // 2) * (shape[2] // 2)
+    return nn.Sequential(*layers, nn.MaxPool2d(2), nn.Flatten(), linear(features, classes, generator=generator))

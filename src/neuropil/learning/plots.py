@@ -1,16 +1,18 @@
 """Pictures of comparisons between learning rules."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from neuropil.plotting import COLOURS, GREY, canvas, panels
 from neuropil.statistics import t_interval
 
-__all__ = ["plot_final_accuracies", "plot_learning_curves"]
+__all__ = ["plot_final_accuracies", "plot_learning_curves", "rule_colours"]
 
 
 def plot_learning_curves(table: pd.DataFrame, ax: Axes | None = None, *, value: str = "accuracy") -> Figure:
@@ -26,7 +28,7 @@ def plot_learning_curves(table: pd.DataFrame, ax: Axes | None = None, *, value: 
     """
     figure, ax = canvas(ax)
     factor = 100 if value == "accuracy" else 1
-    for colour, (rule, rows) in zip(_colours(table), table.groupby("rule", sort=False), strict=True):
+    for colour, (rule, rows) in zip(rule_colours(table), table.groupby("rule", sort=False), strict=True):
         by_seed = rows.pivot_table(index="epoch", columns="seed", values=value) * factor
         ax.plot(by_seed.index, by_seed, color=colour, lw=0.6, alpha=0.3)
         ax.plot(by_seed.index, by_seed.mean(axis=1), color=colour, lw=1.6, label=str(rule))
@@ -57,7 +59,7 @@ def plot_final_accuracies(tables: dict[str, pd.DataFrame], axes: Sequence[Axes] 
     for ax, (title, table) in zip(own, tables.items(), strict=False):
         last = table[table["epoch"] == table["epoch"].max()]
         rules = list(dict.fromkeys(table["rule"]))
-        for place, (colour, rule) in enumerate(zip(_colours(table), rules, strict=True)):
+        for place, (colour, rule) in enumerate(zip(rule_colours(table), rules, strict=True)):
             values = 100 * last.loc[last["rule"] == rule, "accuracy"].to_numpy(dtype=float)
             spread = np.linspace(-0.12, 0.12, len(values)) if len(values) > 1 else [0.0]
             ax.plot(place + np.asarray(spread), values, "o", ms=3, color=colour, alpha=0.5, mew=0)
@@ -72,6 +74,9 @@ def plot_final_accuracies(tables: dict[str, pd.DataFrame], axes: Sequence[Axes] 
     return figure
 
 
-def _colours(table: pd.DataFrame) -> list[str]:
-    rules = dict.fromkeys(table["rule"])
-    return [COLOURS[index % len(COLOURS)] for index in range(len(rules))]
+def rule_colours(table: pd.DataFrame) -> list[Any]:
+    """A colour for each rule of a table, in the order in which they come."""
+    count = len(set(table["rule"]))
+    if count <= len(COLOURS):
+        return list(COLOURS[:count])
+    return list(colormaps["turbo"](np.linspace(0.05, 0.95, count)))

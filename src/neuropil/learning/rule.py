@@ -70,7 +70,7 @@ class LearningRule(nn.Module, ABC):
     """Trains the parameters of a network that it leaves as it is.
 
     A rule is a module of its own: its parameters, buffers and `state_dict` are the rule's (plastic feedback weights,
-    running averages), never the network's.
+    running averages, the state of its attribute `generator` where it draws as it learns), never the network's.
 
     Args:
         net: the network to train.
@@ -138,6 +138,18 @@ class LearningRule(nn.Module, ABC):
             total = loss if total is None else total + loss
         return _yielded(total, self).detach()
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        generator = getattr(self, "generator", None)
+        if isinstance(generator, torch.Generator):
+            destination[prefix + "generator"] = generator.get_state()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        generator = getattr(self, "generator", None)
+        if isinstance(generator, torch.Generator) and prefix + "generator" in state_dict:
+            generator.set_state(state_dict.pop(prefix + "generator").cpu())
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def predict(self, x: Any) -> Tensor:
         """Output of the trained network: `net(x)` unless the rule says otherwise."""
         return feed(self.net, x)
@@ -184,7 +196,7 @@ class LearningRule(nn.Module, ABC):
             leaf = output.detach().requires_grad_()
             loss = loss_fn(leaf, target)
             (error,) = torch.autograd.grad(loss, leaf)
-        return loss.detach(), error
+        return loss.detach(), error.contiguous()  # a sum's gradient is one number, expanded
 
 
 def refuse(rule: LearningRule, kinds: tuple[type[nn.Module], ...], why: str) -> None:

@@ -1,0 +1,16 @@
+from .brain import Area as Area
+from .brain import Brain as Brain
+from .brain import Stimulus as Stimulus
+from .cap import k_cap as k_cap
+from .cap import overlap as overlap
+from .graph import RandomGraph as RandomGraph
+from .operations import associate as associate
+from .operations import merge as merge
+from .operations import project as project
+from .operations import recall as recall
+from .operations import reciprocal_project as reciprocal_project
+from .operations import simulate as simulate
+from .plots import plot_steps as plot_steps
+from .plots import plot_support as plot_support
+from .trace import Association as Association
+from .trace import ProjectionTrace as ProjectionTrace

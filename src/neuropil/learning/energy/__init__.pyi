@@ -1,0 +1,13 @@
+from .chain import LinearChain as LinearChain
+from .energies import cross_entropy_energy as cross_entropy_energy
+from .energies import squared_energy as squared_energy
+from .implicit import implicit_sgd_step as implicit_sgd_step
+from .incremental import IncrementalPredictiveCoding as IncrementalPredictiveCoding
+from .predictive import PredictiveCoding as PredictiveCoding
+from .proximal import InferenceLearning as InferenceLearning
+from .proximal import output_target as output_target
+from .relaxation import Relaxed as Relaxed
+from .replicas import Backpropagating as Backpropagating
+from .replicas import Incremental as Incremental
+from .replicas import Inferring as Inferring
+from .replicas import Replicas as Replicas

@@ -1,0 +1,16 @@
+from .activations import DSiLU as DSiLU
+from .activations import HoloSigmoid as HoloSigmoid
+from .activations import is_holomorphic as is_holomorphic
+from .connections import softmax_pool as softmax_pool
+from .homeostasis import jacobian_asymmetry as jacobian_asymmetry
+from .homeostasis import jacobian_symmetry as jacobian_symmetry
+from .homeostasis import recurrent_matrix as recurrent_matrix
+from .learner import FixedPointRecord as FixedPointRecord
+from .network import FixedPointNetwork as FixedPointNetwork
+from .plots import plot_bias as plot_bias
+from .plots import plot_by_angle as plot_by_angle
+from .plots import plot_homeostasis as plot_homeostasis
+from .propagation import EquilibriumPropagation as EquilibriumPropagation
+from .reference import RecurrentBackprop as RecurrentBackprop
+from .reference import error_cosine as error_cosine
+from .relaxation import Rest as Rest
