@@ -30,7 +30,7 @@ def reference(net, x, y, steps, rate, momentum, lr):
         h = [(a - rate * v).detach() for a, v in zip(leaves, velocity, strict=True)]
         with torch.no_grad():
             for p, g in zip(parameters, slopes[len(h) :], strict=True):
-                p -= lr * g / len(y)
+                p.sub_(g, alpha=lr / len(y))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.25])
@@ -55,7 +55,7 @@ def test_backward_is_the_mean_gradient_at_fixed_weights(generator):
         net.zero_grad()
         packet.apply()
         for mean, p in zip(means, net.parameters(), strict=True):
-            mean += p.grad / 6
+            mean.add_(p.grad, alpha=1 / 6)
     assert_close(ours, means)
 
 
@@ -101,7 +101,7 @@ def test_gradient_mode_and_optimizer_between_packets_are_the_users():
         for packet in rule.packets(x, y):
             assert not torch.is_grad_enabled()
             for parameter, gradient in zip(packet.outputs, packet.teaching, strict=True):
-                parameter -= 0.1 * gradient
+                parameter.sub_(gradient, alpha=0.1)
     assert torch.is_grad_enabled()
     for _ in rule.packets(x, y):
         assert torch.is_grad_enabled()

@@ -10,8 +10,15 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from neuropil.learning import mlp
-from neuropil.learning.energy import InferenceLearning, PredictiveCoding, implicit_sgd_step, output_target, squared_energy
-from neuropil.learning.energy import predictive, proximal
+from neuropil.learning.energy import (
+    InferenceLearning,
+    PredictiveCoding,
+    implicit_sgd_step,
+    output_target,
+    predictive,
+    proximal,
+    squared_energy,
+)
 from tests.learning.nets import case
 
 
@@ -100,7 +107,9 @@ def test_a_normalised_step_solves_its_local_problem(eps, generator):
     start = [p.detach().clone() for p in net.parameters()]
     rule.learn(x, y)
     inputs = [x, *(torch.tanh(h) for h in rule.last.activities)]
-    for layer, (W, b), s, e in zip(net[::2], zip(start[::2], start[1::2], strict=True), inputs, rule.last.errors, strict=True):
+    for layer, (W, b), s, e in zip(
+        net[::2], zip(start[::2], start[1::2], strict=True), inputs, rule.last.errors, strict=True
+    ):
         s1 = torch.cat([s, torch.ones(1, 1).double()], 1)
         W1 = torch.cat([W, b[:, None]], 1)
         target = s1 @ W1.T + e
@@ -131,7 +140,7 @@ def test_output_targets_lie_between_prediction_and_label():
     assert_close(output_target(q, y, 1e9, 3.0), y)
     assert_close(output_target(q, y, 1e-9, 3.0), q)
     for bad in ((q, y, 0.0, 1.0), (q, y, 1.0, 0.0), (q, y[:, :1], 1.0, 1.0)):
-        with pytest.raises(ValueError, match="must be positive|has shape"):
+        with pytest.raises(ValueError, match=r"must be positive|has shape"):
             output_target(*bad)
 
 
@@ -169,7 +178,9 @@ def test_without_proximal_it_is_predictive_coding(generator):
 
 
 def test_convolutions_are_normalised_by_their_patches(generator):
-    convolution = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3)).double()
+    convolution = nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3)
+    ).double()
     with torch.no_grad():
         for p in convolution.parameters():
             p.normal_(0, 0.3, generator=generator)
@@ -240,7 +251,8 @@ def test_nets_without_a_proximal_step_are_refused_by_name():
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"alpha": 0.0}, "alpha"), ({"alpha": 1.0, "lr": 0.0}, "lr"), ({"alpha": 1.0, "inner": 0}, "inner")]
+    ("options", "words"),
+    [({"alpha": 0.0}, "alpha"), ({"alpha": 1.0, "lr": 0.0}, "lr"), ({"alpha": 1.0, "inner": 0}, "inner")],
 )
 def test_implicit_steps_out_of_range_are_named(options, words, generator):
     net, x, y = small(generator)

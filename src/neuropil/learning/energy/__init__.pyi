@@ -11,3 +11,6 @@ from .replicas import Backpropagating as Backpropagating
 from .replicas import Incremental as Incremental
 from .replicas import Inferring as Inferring
 from .replicas import Replicas as Replicas
+from .replicas import StackedAdam as StackedAdam
+from .replicas import StackedSGD as StackedSGD
+from .sweep import sweep as sweep

@@ -144,9 +144,7 @@ class LinearChain:
         return [tensor for layer in self.layers for tensor in layer.tensors], found
 
     @torch.no_grad()
-    def pull_and_gradients(
-        self, errors: Sequence[Tensor]
-    ) -> tuple[list[Tensor], tuple[list[Tensor], list[Tensor]]]:
+    def pull_and_gradients(self, errors: Sequence[Tensor]) -> tuple[list[Tensor], tuple[list[Tensor], list[Tensor]]]:
         """`pull` and `gradients` of the same errors, at less than the price of both."""
         pulled, found = [], []
         for index, (layer, passed, error) in enumerate(zip(self.layers, self._passes, errors, strict=True)):
@@ -218,7 +216,9 @@ def read_chain(stages: Stages, x: Inputs) -> LinearChain | None:
     leaves = _leaves(stages.net)
     if leaves is None:
         return None
-    flatten = bool(leaves) and type(leaves[0][0]) is nn.Flatten and (leaves[0][0].start_dim, leaves[0][0].end_dim) == (1, -1)
+    flatten = (
+        bool(leaves) and type(leaves[0][0]) is nn.Flatten and (leaves[0][0].start_dim, leaves[0][0].end_dim) == (1, -1)
+    )
     if x.dim() != 2 and not (flatten and x.dim() > 2):
         return None
     cuts, layers, current = set(stages.names), [], []

@@ -54,7 +54,7 @@ class Circuit(Protocol):
         ...
 
     def norms(self) -> list[tuple[list[Tensor], Tensor]]:
-        """Of every weight layer: its parameters; mean over samples of the squared norm of its input, plus 1 for a bias."""
+        """Of every weight layer: its parameters, and its input's mean squared norm, plus 1 for a bias."""
         ...
 
 

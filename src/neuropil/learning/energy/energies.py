@@ -2,7 +2,7 @@
 
 The output's term of the free energy is the rule's loss, times the samples of the batch:
 
-    E_N = batch * loss(p_N, y)          e_N = -dE_N/dp_N      y - p_N for squared energy, y - softmax(p_N) for cross entropy
+    E_N = batch * loss(p_N, y),     e_N = -dE_N/dp_N:     y - p_N for squared energy, y - softmax(p_N) for cross entropy
 
 so any mean-reduced loss works. For the two named ones the error has a closed form, which saves a pass of autograd in
 every step of inference.
@@ -32,7 +32,7 @@ def one_hot_like(output: Float[Tensor, "*batch classes"], target: Shaped[Tensor,
     """
     if not target.dtype.is_floating_point and target.shape == output.shape[:-1]:
         classes = output.shape[-1]
-        if target.numel() and not (0 <= int(target.min()) and int(target.max()) < classes):
+        if target.numel() and not (int(target.min()) >= 0 and int(target.max()) < classes):
             raise ValueError(f"target has class indices {int(target.min())} to {int(target.max())}, for {classes}.")
         return torch.zeros_like(output).scatter_(-1, target.long().unsqueeze(-1), 1.0)
     if target.shape != output.shape:
@@ -81,7 +81,7 @@ def _plain(output: Tensor, target: Tensor) -> bool:
     """Whether a target is a class in range for every sample, or a vector a sample (others have rules of their own)."""
     if target.dtype.is_floating_point:
         return target.shape == output.shape
-    in_range = target.numel() > 0 and 0 <= int(target.min()) and int(target.max()) < output.shape[-1]
+    in_range = target.numel() > 0 and int(target.min()) >= 0 and int(target.max()) < output.shape[-1]
     return target.shape == output.shape[:-1] and in_range
 
 

@@ -8,6 +8,7 @@ maximisation on the same free energy (Neal & Hinton 1998). With momentum m the a
 """
 
 from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -24,8 +25,8 @@ class IncrementalPredictiveCoding(PredictiveCoding):
     """Predictive coding whose weights move at every step of inference.
 
     `learn` is the algorithm: it steps the optimizer `steps` times a batch. `backward` is its first-order approximation
-    for any other training loop: the weights stay, and `.grad` gets the mean of the gradients along the way. To drive the
-    steps yourself, loop over `packets(x, y)`: what you do to the weights between two packets, the next one sees.
+    for any other training loop: the weights stay, and `.grad` gets the mean of the gradients along the way. To drive
+    the steps yourself, loop over `packets(x, y)`: what you do to the weights between two packets, the next one sees.
 
     The optimizer's state lives through all steps and batches; activities and their momentum start anew with each batch.
     With the forward start the first gradients of early stages are exactly 0, and Adam answers the first that are not
@@ -89,9 +90,11 @@ class IncrementalPredictiveCoding(PredictiveCoding):
                 yield Packet(parameters, self._finished(circuit, parameters, gradients), loss)
                 if self.momentum:
                     slopes = [e - sent for e, sent in zip(errors, pulled, strict=False)]
-                    velocity = slopes if velocity is None else [
-                        self.momentum * v + slope for v, slope in zip(velocity, slopes, strict=True)
-                    ]
+                    velocity = (
+                        slopes
+                        if velocity is None
+                        else [self.momentum * v + slope for v, slope in zip(velocity, slopes, strict=True)]
+                    )
                     activities = [h - rate * v for h, v in zip(activities, velocity, strict=True)]
                 else:
                     activities = advance(activities, errors, pulled, rate, rate)

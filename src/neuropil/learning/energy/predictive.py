@@ -4,8 +4,8 @@ Every stage l predicts p_l from the activity below; with e_l = h_l - p_l, the fr
 
     F = sum_{l<N} ||e_l||^2 / 2  +  nudge * L(p_N, y)
 
-Inference lowers F over the hidden activities (see `relaxation`); then the weights of each stage get the gradient of F at
-the relaxed activities, divided by the nudge:
+Inference lowers F over the hidden activities (see `relaxation`); then the weights of each stage get the gradient of F
+at the relaxed activities, divided by the nudge:
 
     grad theta_l = -(1/nudge) mean_batch (dp_l/dtheta_l)^T e_l
 

@@ -77,8 +77,8 @@ class InferenceLearning(PredictiveCoding):
     With `proximal`, `.grad` is the whole step with its sign turned: step it by `SGD(lr=1)`, or let `learn(x, y)` do it.
 
     Args:
-        net: any module that `Stages` can cut; with `proximal` one whose stages are one Linear layer or plain convolution
-            each, with any activations (norms and gains have no normalised step).
+        net: any module that `Stages` can cut; with `proximal` one whose stages are one Linear layer or plain
+            convolution each, with any activations (norms and gains have no normalised step).
         loss_fn: mean-reduced loss of (output, target).
         points: where to cut, as `Stages` has it.
         cut: for a Sequential: "preactivation" predicts W f(h), as the paper does, "activation" f(W h).
@@ -152,8 +152,8 @@ class InferenceLearning(PredictiveCoding):
         chain = read_chain(self.stages, x)
         if chain is None or any(layer.after is not None for layer in chain.layers):
             raise ValueError(
-                'inference="exact" needs a Sequential of Linear layers and activations, cut="preactivation", without an '
-                'activation at the end: use inference="short".'
+                'inference="exact" needs a Sequential of Linear layers and activations, cut="preactivation", without '
+                'an activation at the end: use inference="short".'
             )
         loss, parameters, gradients = minimise_proximal(
             chain, x, self.required_loss(), self.required_target(y), self.alpha, self.eps, self.inference.steps
@@ -219,8 +219,8 @@ def _require_linear_maps(rule: PredictiveCoding) -> None:
     for name, module in rule.net.named_modules():
         if next(module.parameters(recurse=False), None) is not None and not is_linear_map(module):
             raise TypeError(
-                f"InferenceLearning has no proximal step for {name!r} ({type(module).__name__}): only Linear layers and "
-                "plain convolutions have one. Use proximal=False."
+                f"InferenceLearning has no proximal step for {name!r} ({type(module).__name__}): only Linear layers "
+                "and plain convolutions have one. Use proximal=False."
             )
 
 

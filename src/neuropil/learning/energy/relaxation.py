@@ -1,7 +1,7 @@
 """Inference: activities move until they agree with what each stage predicts from below and needs from above.
 
     e_l = h_l - p_l                                   l = 1..N-1 hidden, p_l the prediction of stage l at h_{l-1}
-    h_l <- h_l - own * e_l + above * (dp_{l+1}/dh_l)^T e_{l+1} - decay * h_l             all l at once, e_N at the output
+    h_l <- h_l - own * e_l + above * (dp_{l+1}/dh_l)^T e_{l+1} - decay * h_l         all l at once, e_N at the output
 
 With own = above this is gradient descent on the free energy  F = sum_l ||e_l||^2/2 + E_N  of every sample. With other
 rates it is descent, preconditioned, on
@@ -93,7 +93,9 @@ def advance(
     moved = []
     for h, e, sent in zip(activities, errors, pulled, strict=False):
         new = torch.addcmul(h, e, own, value=-1).addcmul_(sent, above)
-        moved.append(new.addcmul_(h, torch.as_tensor(decay).to(h), value=-1) if isinstance(decay, Tensor) or decay else new)
+        moved.append(
+            new.addcmul_(h, torch.as_tensor(decay).to(h), value=-1) if isinstance(decay, Tensor) or decay else new
+        )
     return moved
 
 
@@ -122,7 +124,7 @@ def relax(
     height = _height(inference, activities, energy) if inference.guard else 0.0
     pulled: list[Tensor] | None = None
     here = True  # whether the circuit stands at the activities
-    for step in range(inference.steps if activities else 0):
+    for _ in range(inference.steps if activities else 0):
         pulled = circuit.pull(errors) if pulled is None else pulled
         proposal = advance(activities, errors, pulled, own, above, decay if inference.decay else 0.0)
         found = evaluate(proposal, circuit.predict(proposal))

@@ -20,7 +20,7 @@ from neuropil.learning.energy.proximal import target_share
 from neuropil.learning.energy.relaxation import advance
 from neuropil.learning.stages import Stages
 
-__all__ = ["Backpropagating", "Incremental", "Inferring", "Replicas", "ReplicaRule", "StackedAdam", "StackedSGD"]
+__all__ = ["Backpropagating", "Incremental", "Inferring", "ReplicaRule", "Replicas", "StackedAdam", "StackedSGD"]
 
 Rate = float | Float[Tensor, " replicas"]
 BETAS = (0.9, 0.999)

@@ -54,7 +54,7 @@ class EquilibriumPropagation(FixedPointRule):
             takes one at random, the nudged one with rho(beta) / (beta b) as its error vector, the free one with
             -rho(0) / (beta (1 - b)): right on average, with a variance of order 1 / beta^2.
         tol: residual at which a relaxation may end early.
-        generator: source of the noise; None is torch's default generator.
+        generator: source of the noise; None is one of the rule's own, seeded with 0.
 
     Attributes:
         last: record of the last batch: free point, error vector, which samples settled, asymmetry.
@@ -107,7 +107,8 @@ class EquilibriumPropagation(FixedPointRule):
         if points > 2:
             self._check_continuation()
         self.beta, self.points, self.online = beta, points, online
-        self.homeostasis, self.noise_samples, self.generator = homeostasis, noise_samples, generator
+        self.homeostasis, self.noise_samples = homeostasis, noise_samples
+        self.generator = torch.Generator().manual_seed(0) if generator is None else generator
         self.schedule = Alternating() if schedule is None else schedule
 
     def _check_continuation(self) -> None:

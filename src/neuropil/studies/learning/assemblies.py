@@ -72,8 +72,9 @@ SCALES = {
 # Found by looking at the weights of seeds 0 to 3, n 1000, k 50, p 0.1.
 EQUAL_STDP = (
     "At A-/A+ 1 pairs cancel only while a neuron keeps firing: one that enters gains its first pairs before depression "
-    "follows, and one that leaves is depressed after its last. At A+ 0.2 the winners' synapses end 10 to 13% above 1 and "
-    "those of past winners 6% below, enough to hold the winners in some graphs; recall shows that no assembly forms."
+    "follows, and one that leaves is depressed after its last. At A+ 0.2 the winners' synapses end 10 to 13% above 1 "
+    "and those of past winners 6% below, enough to hold the winners in some graphs; recall shows that no assembly "
+    "forms."
 )
 
 UNKNOWN = "curves; their figures are not known to us"
@@ -348,8 +349,9 @@ def association(settings: Settings, run: Run) -> None:
         threshold="interval above 0.2",
         baseline=f"beta 0: {rises['beta 0'].mean:+.2f}",
         holds=rise.above(0.2),
-        note=f"From {before:.2f} to {before + rise.mean:.2f}, where each stimulus fired alone for {settings.alone_steps} "
-        f"steps before; chance is {size[1] / size[0]:.2f}. How long it fires alone matters: the longer the first "
+        note=f"From {before:.2f} to {before + rise.mean:.2f}, where each stimulus fired alone for "
+        f"{settings.alone_steps} steps before; chance is {size[1] / size[0]:.2f}. How long it fires alone matters: the "
+        "longer the first "
         "assembly grows, the more it attracts the second stimulus. After 50 steps at n 1000, k 50, p 0.1 both lead to "
         "the same assembly, and no rise is left to see.",
     )
