@@ -10,8 +10,19 @@ from timing import medians
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from neuropil.learning import Backpropagation, DisinhibitoryControl, DisinhibitoryNetwork, mlp
+from neuropil.data import Dataset
+from neuropil.learning import (
+    RULES,
+    Backpropagation,
+    DisinhibitoryControl,
+    DisinhibitoryNetwork,
+    LearningRule,
+    contender,
+    mlp,
+    step_cost,
+)
 from neuropil.learning.inhibition import close_loop
+from neuropil.learning.training import made
 
 SIZES, BATCH = (784, 512, 512, 10), 128
 SMALL, SMALL_BATCH = (64, 64, 64, 64, 10), 100
@@ -33,7 +44,7 @@ def plain_step(net: nn.Module, x: Tensor, y: Tensor) -> None:
     cross_entropy(net(x), y).backward()
 
 
-def rule_step(rule: Backpropagation | DisinhibitoryControl, x: Tensor, y: Tensor) -> None:
+def rule_step(rule: LearningRule, x: Tensor, y: Tensor) -> None:
     """Gradients by a rule."""
     rule.net.zero_grad()
     rule.backward(x, y)
@@ -105,8 +116,25 @@ def solvers() -> None:
     print(f"    largest difference of the gradients {gap:.1e}")
 
 
+def every_rule() -> None:
+    """One step of each rule that has a name, beside one of backpropagation: time, and peak memory."""
+    x, y, _ = problem(SIZES, BATCH)
+    data = Dataset("random", x, y, x, y, tuple(map(str, range(SIZES[-1]))))
+    rules = {}
+    for name in RULES:
+        arm = contender(name, data, lambda generator: mlp(*SIZES, generator=generator), hidden=SIZES[1:-1])
+        rules[name] = made(arm.rule, arm.net(torch.Generator().manual_seed(0)), cross_entropy, 0)
+    times = medians({name: partial(rule_step, rule, x, y) for name, rule in rules.items()}, rounds=7, warm=1)
+    bytes_of = {name: step_cost(rule, x, y, calls=1).megabytes for name, rule in rules.items()}
+    base = "backpropagation"
+    print(f"One step of each rule / {base}, {'-'.join(map(str, SIZES))}       time    memory")
+    for name in sorted(rules, key=times.__getitem__):
+        print(f"    {name:<42} {times[name] / times[base]:8.2f} x {bytes_of[name] / bytes_of[base]:6.2f} x")
+
+
 if __name__ == "__main__":
     print(f"{torch.get_num_threads()} threads, float32, medians of alternating calls")
     overhead()
     control()
     solvers()
+    every_rule()

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from neuropil.statistics import bootstrap_interval, compare_paired, paired, sign_test, t_interval
+from neuropil.statistics import above, below, bootstrap_interval, compare_paired, paired, sign_test, t_interval, within
 
 SAMPLES = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=12)
 
@@ -85,3 +85,22 @@ def test_a_long_table_is_paired_by_seed_at_the_last_epoch():
 def test_bad_samples_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    ("interval", "is_above", "is_below", "is_within"),
+    [
+        ((1, 2), True, False, False),
+        ((-2, -1), False, True, False),
+        ((-1, 1), None, None, None),
+        ((0.1, 0.4), True, False, True),
+    ],
+)
+def test_intervals_decide_or_leave_undecided(interval, is_above, is_below, is_within):
+    assert above(interval, 0) is is_above
+    assert below(interval, 0) is is_below
+    assert within(interval, (0, 0.5)) is is_within
+
+
+def test_differences_can_be_told():
+    assert compare_paired([1, 2], [0.5, 2.25]).seed_by_seed(2) == "Seed by seed: 0.50, -0.25."

@@ -18,7 +18,17 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-__all__ = ["Comparison", "bootstrap_interval", "compare_paired", "paired", "sign_test", "t_interval"]
+__all__ = [
+    "Comparison",
+    "above",
+    "below",
+    "bootstrap_interval",
+    "compare_paired",
+    "paired",
+    "sign_test",
+    "t_interval",
+    "within",
+]
 
 Interval = tuple[float, float]
 
@@ -100,6 +110,24 @@ def sign_test(differences: ArrayLike) -> float:
     return 1.0 if signs.size == 0 else float(stats.binomtest(int((signs > 0).sum()), signs.size).pvalue)
 
 
+def above(interval: Interval, threshold: float) -> bool | None:
+    """True if the whole interval lies above the threshold, False if below, None (undecided) if it covers it."""
+    low, high = interval
+    return True if low > threshold else False if high < threshold else None
+
+
+def below(interval: Interval, threshold: float) -> bool | None:
+    """True if the whole interval lies below the threshold, False if above, None (undecided) if it covers it."""
+    low, high = interval
+    return True if high < threshold else False if low > threshold else None
+
+
+def within(interval: Interval, bounds: Interval) -> bool | None:
+    """True if the whole interval lies between two bounds, False if outside, None (undecided) if it covers one."""
+    verdicts = above(interval, bounds[0]), below(interval, bounds[1])
+    return False if False in verdicts else None if None in verdicts else True
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Differences between two arms over shared seeds, and what they decide.
@@ -120,14 +148,16 @@ class Comparison:
         return float(np.mean(self.differences))
 
     def above(self, threshold: float) -> bool | None:
-        """True if the whole interval lies above the threshold, False if below, None (undecided) if it covers it."""
-        low, high = self.interval
-        return True if low > threshold else False if high < threshold else None
+        """Whether the whole interval lies above the threshold; None if it covers it."""
+        return above(self.interval, threshold)
 
     def below(self, threshold: float) -> bool | None:
-        """True if the whole interval lies below the threshold, False if above, None (undecided) if it covers it."""
-        low, high = self.interval
-        return True if high < threshold else False if low > threshold else None
+        """Whether the whole interval lies below the threshold; None if it covers it."""
+        return below(self.interval, threshold)
+
+    def seed_by_seed(self, decimals: int = 1) -> str:
+        """The differences behind the interval, as a sentence."""
+        return f"Seed by seed: {', '.join(f'{difference:.{decimals}f}' for difference in self.differences)}."
 
 
 def compare_paired(

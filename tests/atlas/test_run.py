@@ -142,3 +142,13 @@ def test_no_temporary_file_is_left(run):
     run.save("s", {"w": torch.ones(1)})
     names = {file.name for file in run.folder.rglob("*") if file.is_file()}
     assert names == {"result.json", "s.pt"}
+
+
+def test_what_is_lacking_leaves_a_claim_undecided(run, monkeypatch, tmp_path):
+    monkeypatch.delenv("NEUROPIL_DATA", raising=False)
+    monkeypatch.setenv("NEUROPIL_CACHE", str(tmp_path / "empty"))
+    assert not run.lacks("digits", "digits are embedded")
+    assert run.lacks("mnist", "it works on MNIST")
+    (claim,) = run.result.claims
+    assert claim.holds is None
+    assert claim.note == "mnist is not on this machine: `neuropil data fetch mnist` gets it."

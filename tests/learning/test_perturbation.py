@@ -162,7 +162,16 @@ def test_it_learns_and_the_names_of_its_cuts_are_those_of_the_stages(generator):
     losses = [float(rule.learn(x, y, optimizer)) for _ in range(120)]
     assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
     assert rule.stages.names == Stages(net, cut="preactivation").names
-    assert not rule.state_dict()
+
+
+def test_a_saved_rule_goes_on_with_the_same_noise(generator):
+    net, x, y = small(generator)
+    rule = NodePerturbation(net, cross_entropy, generator=generator)
+    rule.backward(x, y)
+    kept = copy.deepcopy(rule.state_dict())
+    other = NodePerturbation(net, cross_entropy, generator=torch.Generator().manual_seed(9))
+    other.load_state_dict(kept)
+    assert torch.equal(gradient(rule, x, y), gradient(other, x, y))
 
 
 @pytest.mark.parametrize(

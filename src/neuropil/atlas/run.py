@@ -17,6 +17,7 @@ from neuropil.atlas.files import check_name, replacing, writing
 from neuropil.atlas.metrics import Metrics
 from neuropil.atlas.progress import Progress, Silence
 from neuropil.atlas.results import Result
+from neuropil.data import is_at_hand
 
 __all__ = ["Run"]
 
@@ -231,6 +232,21 @@ class Run:
         if entry not in self.result.data:
             self.result.data.append(entry)
             self.write()
+
+    def lacks(self, name: str, text: str) -> bool:
+        """Whether a data set is not on this machine; then a claim is left undecided, saying how to get it.
+
+        Args:
+            name: of the data set, as `load` knows it.
+            text: the claim that needs it.
+
+        Raises:
+            ValueError: if there is no such data set, or the claim was made before.
+        """
+        if is_at_hand(name):
+            return False
+        self.claim(text, holds=None, note=f"{name} is not on this machine: `neuropil data fetch {name}` gets it.")
+        return True
 
     def write(self) -> None:
         """Write result.json as things stand."""

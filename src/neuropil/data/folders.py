@@ -9,7 +9,7 @@ import pooch
 from neuropil.data.records import Record
 from neuropil.data.registry import find_record
 
-__all__ = ["AtHand", "at_hand", "cache_folder", "locate"]
+__all__ = ["AtHand", "at_hand", "cache_folder", "is_at_hand", "locate"]
 
 
 class AtHand(NamedTuple):
@@ -39,6 +39,16 @@ def at_hand(record: Record) -> AtHand | None:
         if record.files and all((place.folder / file.name).is_file() for file in record.files):
             return place
     return None
+
+
+def is_at_hand(name: str) -> bool:
+    """Whether a data set can be loaded without a download: it is embedded, or its files are here.
+
+    Raises:
+        ValueError: if there is no such data set.
+    """
+    record = find_record(name)
+    return not record.files or at_hand(record) is not None
 
 
 def locate(name: str) -> Path | None:

@@ -36,17 +36,19 @@ def plot_support(table: pd.DataFrame, ax: Axes | None = None, *, arms: Sequence[
         ax.plot(by_seed.index, by_seed.mean(axis=1), color=colour, lw=1.6, label=str(arm))
     ax.set_xlabel("step")
     ax.set_ylabel("neurons that have fired / k")
-    ax.legend(frameon=False, fontsize=8)
+    lines = len(ax.get_legend_handles_labels()[0])
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + 0.1 * lines * (high - low))  # room for the legend above the lines
+    ax.legend(frameon=False, fontsize=8, loc="upper left")
     return figure
 
 
-def plot_steps(table: pd.DataFrame, ax: Axes | None = None, *, longest: int, title: str = "") -> Figure:
+def plot_steps(table: pd.DataFrame, ax: Axes | None = None, *, title: str = "") -> Figure:
     """Steps to convergence over k and p, the mean over seeds in every cell.
 
     Args:
         table: columns k, p, steps.
         ax: where to draw; None makes a figure.
-        longest: length of the runs: a cell of that value has not converged.
         title: of the panel.
 
     Returns:
@@ -54,13 +56,14 @@ def plot_steps(table: pd.DataFrame, ax: Axes | None = None, *, longest: int, tit
     """
     figure, ax = canvas(ax)
     cells = table.pivot_table(index="k", columns="p", values="steps", aggfunc="mean")
-    ax.imshow(cells.to_numpy(), cmap="viridis_r", vmin=1, vmax=longest, origin="lower", aspect="auto")
+    most = float(cells.to_numpy().max())
+    ax.imshow(cells.to_numpy(), cmap="viridis_r", vmin=1, vmax=1.3 * most, origin="lower", aspect="auto")
     ax.set_xticks(range(cells.shape[1]), [f"{p:g}" for p in cells.columns])
     ax.set_yticks(range(cells.shape[0]), [str(k) for k in cells.index])
     for row in range(cells.shape[0]):
         for column in range(cells.shape[1]):
             value = float(cells.to_numpy()[row, column])
-            shade = "white" if value > longest / 2 else "black"
+            shade = "white" if value > 0.7 * most else "black"
             ax.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color=shade)
     ax.set_xlabel("p")
     ax.set_ylabel("k")

@@ -391,7 +391,7 @@ def grid(settings: Settings, run: Run) -> None:
             holds=saved.above(0),
         )
     figure, (ax,) = panels()
-    plot_steps(table, ax, longest=settings.steps, title=f"steps to convergence, n {settings.grid_n}, beta 0.05")
+    plot_steps(table, ax, title=f"steps, n {settings.grid_n}, beta 0.05")
     run.figure("grid", figure)
 
 
@@ -485,7 +485,7 @@ def figures(settings: Settings, tables: dict[str, tuple[pd.DataFrame, pd.DataFra
         ax.set_xlabel("overlap with the assembly, from half of it")
         ax.set_title(label)
         ax.grid(axis="x", color=GREY, alpha=0.25, lw=0.5)
-        ax.legend(frameon=False, fontsize=7, loc="lower right")
+    axes[0].legend(frameon=False, fontsize=7, loc="center right")
     run.figure("recall", figure)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from neuropil.atlas import Run
-from neuropil.data import Dataset, load, locate
+from neuropil.data import Dataset, load
 from neuropil.learning import (
     Backpropagation,
     Contender,
@@ -50,7 +50,7 @@ from neuropil.learning.inhibition import (
 from neuropil.losses import soften
 from neuropil.parallel import parallel
 from neuropil.plotting import panels
-from neuropil.statistics import Comparison, paired
+from neuropil.statistics import paired
 
 
 @dataclass(frozen=True)
@@ -329,7 +329,7 @@ def shallow_digits(settings: Settings, run: Run) -> pd.DataFrame:
             threshold="interval above 4",
             baseline=baseline,
             holds=gain.above(4),
-            note=_seed_by_seed(gain),
+            note=gain.seed_by_seed(),
         )
     return table
 
@@ -384,19 +384,14 @@ def deep_digits(title: str, settings: Settings, run: Run) -> pd.DataFrame:
         threshold=f"interval above 3 after {early_epochs} epochs",
         baseline=f"shuffled feedback: {_mean(early, 'shuffled feedback')}",
         holds=lead.above(3),
-        note=_seed_by_seed(lead),
+        note=lead.seed_by_seed(),
     )
     return table
 
 
 def images(name: str, settings: Settings, run: Run) -> None:
     """MNIST and Fashion-MNIST, where they are at hand."""
-    if locate(name) is None:
-        run.claim(
-            f"BP and the rules are close on {name}",
-            holds=None,
-            note=f"{name} is not on this machine: `neuropil data fetch {name}` gets it.",
-        )
+    if run.lacks(name, f"BP and the rules are close on {name}"):
         return
     data = load(name).flat()
     run.uses(data)
@@ -448,7 +443,7 @@ def close_to_backpropagation(
             threshold=f"interval below {margin}",
             baseline=f"backpropagation: {_mean(table, 'backpropagation')}",
             holds=gap.below(margin),
-            note=_seed_by_seed(gap),
+            note=gap.seed_by_seed(),
         )
 
 
@@ -530,11 +525,6 @@ def teacher_claim(label: str, several: list[TeacherStudent], settings: Settings,
 
 def _digits(seed: int) -> Dataset:
     return load("digits", seed=seed).flat()
-
-
-def _seed_by_seed(comparison: Comparison) -> str:
-    """The differences behind an interval, as text."""
-    return f"Seed by seed: {', '.join(f'{difference:.1f}' for difference in comparison.differences)}."
 
 
 def _mean(table: pd.DataFrame, rule: str) -> str:

@@ -328,7 +328,7 @@ def sweep(data: Callable[[int], Dataset], settings: Settings, run: Run) -> pd.Da
         threshold="EP's fall less that of recurrent backprop, paired: interval above 0",
         baseline=f"falls: {', '.join(f'{name} {fallen.mean:.1f}' for name, fallen in falls.items())} points",
         holds=excess.above(0),
-        note=_seed_by_seed(excess),
+        note=excess.seed_by_seed(),
     )
     run.figure("angles", plot_by_angle(table))
     return table
@@ -428,7 +428,7 @@ def homeostasis_claims(table: pd.DataFrame, decays: pd.DataFrame, run: Run) -> N
         threshold="interval above 0",
         baseline=percentages(at_the_end(both)),
         holds=lead.above(0),
-        note=_seed_by_seed(lead),
+        note=lead.seed_by_seed(),
     )
     run.figure("homeostasis", plot_homeostasis(both))
 
@@ -525,7 +525,7 @@ def loop(data: Callable[[int], Dataset], settings: Settings, run: Run) -> None:
         threshold="interval above 0",
         baseline=f"recurrent backprop is {gap.mean:.1f} points ahead of it",
         holds=lead.above(0),
-        note=_seed_by_seed(lead),
+        note=lead.seed_by_seed(),
     )
 
 
@@ -592,8 +592,3 @@ def convolutional(rule: Callable[..., FixedPointRule], data: Dataset, seed: int,
 def percentages(accuracies: Mapping[str, float]) -> str:
     """Accuracies by name, as text."""
     return ", ".join(f"{name} {100 * value:.1f}%" for name, value in accuracies.items())
-
-
-def _seed_by_seed(comparison: Comparison) -> str:
-    """The differences behind an interval, as text."""
-    return f"Seed by seed: {', '.join(f'{difference:.1f}' for difference in comparison.differences)}."

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from neuropil.atlas import Run
-from neuropil.data import Dataset, load, locate
+from neuropil.data import Dataset, load
 from neuropil.learning import Contender, compare, final_accuracies, mlp, plot_learning_curves, tune_rates
 from neuropil.learning.contrastive import (
     Alternating,
@@ -404,7 +404,7 @@ def contender(arm: str, optimizer: str, seed: int, data: Dataset, settings: Sett
 
 def goodness(settings: Settings, run: Run) -> None:
     """Forward-forward: right and wrong labels by turns in pairs, against one of them at a time."""
-    if not available(settings.goodness_data, "random phases train forward-forward as well as pairs do", run):
+    if run.lacks(settings.goodness_data, "random phases train forward-forward as well as pairs do"):
         return
     run.uses(load(settings.goodness_data))
     figure, axes = panels(2)
@@ -482,19 +482,10 @@ ADAM = (
 )
 
 
-def available(name: str, text: str, run: Run) -> bool:
-    """Whether a data set is at hand; if not, the claim is left undecided."""
-    if locate(name) is not None or name == "digits":
-        return True
-    note = f"{name} is not on this machine: `neuropil data fetch {name}` gets it."
-    run.claim(text, holds=None, note=note)
-    return False
-
-
 def images(settings: Settings, run: Run) -> None:
     """A machine that learns images with their labels and classifies by dreaming the label."""
     text = "a machine that learns MNIST from random phases, step by step, classifies as well as contrastive divergence"
-    if not available("mnist", text, run):
+    if run.lacks("mnist", text):
         return
     run.uses(load("mnist"))
     seeds = range(run.seed, run.seed + settings.seeds)

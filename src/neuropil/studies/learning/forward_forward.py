@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from neuropil.atlas import Run
-from neuropil.data import Dataset, load, locate
+from neuropil.data import Dataset, load
 from neuropil.learning import (
     Backpropagation,
     Contender,
@@ -35,7 +35,7 @@ from neuropil.learning.contrastive import ClassEnsembles, ForwardForward, LabelO
 from neuropil.learning.training import adam
 from neuropil.parallel import parallel
 from neuropil.plotting import panels
-from neuropil.statistics import Comparison, paired, t_interval
+from neuropil.statistics import Comparison, above, paired, t_interval
 
 LABEL = 3.0  # value of the label's unit beside standardised pixels
 RULES = ("forward-forward", "FF/BP", "backpropagation")
@@ -235,11 +235,11 @@ def smoke_claims(table: pd.DataFrame, settings: Settings, run: Run) -> None:
 
 
 def all_layers(
-    table: pd.DataFrame, value: str, layers: Sequence[int], first: str, second: str, above: float
+    table: pd.DataFrame, value: str, layers: Sequence[int], first: str, second: str, threshold: float
 ) -> tuple[Comparison, bool | None, str]:
     """The layer with the smallest paired difference, what all of them decide, and all of them as text."""
     every = [paired(table, first, second, value=f"{value} {layer}") for layer in layers]
-    verdicts = [one.above(above) for one in every]
+    verdicts = [one.above(threshold) for one in every]
     holds = False if False in verdicts else None if None in verdicts else True
     text = ", ".join(f"layer {layer}: {one.mean:.2f}" for layer, one in zip(layers, every, strict=True))
     return min(every, key=lambda one: one.mean), holds, f"{text}."
@@ -339,19 +339,14 @@ def ensemble_claims(name: str, table: pd.DataFrame, layers: Sequence[int], run: 
         unit="",
         threshold="interval above 0",
         baseline=f"backpropagation: {mean_of(table, back, 'similarity 1'):.2f} (it is not special to forward-forward)",
-        holds=True if low > 0 else False if high < 0 else None,
+        holds=above((low, high), 0),
         note=None if len(known) == len(likeness) else "In some seeds no two ensembles overlap more than any others.",
     )
 
 
 def images(name: str, settings: Settings, run: Run, tables: dict[str, pd.DataFrame]) -> None:
     """Larger images, labels written over their first pixels, where they are at hand."""
-    if locate(name) is None:
-        run.claim(
-            f"forward-forward is sparser than backpropagation on {name}",
-            holds=None,
-            note=f"{name} is not on this machine: `neuropil data fetch {name}` gets it.",
-        )
+    if run.lacks(name, f"forward-forward is sparser than backpropagation on {name}"):
         return
     data = load(name).flat()
     run.uses(data)
@@ -412,7 +407,7 @@ def unseen_classes(settings: Settings, run: Run) -> None:
         unit="% of members",
         threshold="interval above 50%",
         baseline=f"classes that were seen, under the same condition: {100 * found[:, 1].mean():.0f}%",
-        holds=True if low > 0.5 else False if high < 0.5 else None,
+        holds=above((low, high), 0.5),
         note=f"Classes {', '.join(map(str, settings.unseen))} left out in turn, {settings.unseen_seeds} seeds; all "
         "samples without a label.",
     )

@@ -38,7 +38,7 @@ from neuropil.learning.feedback import (
     Shallow,
 )
 from neuropil.plotting import panels
-from neuropil.statistics import Comparison, compare_paired, paired
+from neuropil.statistics import compare_paired, paired
 
 ALL = ("backpropagation", "feedback alignment", "direct feedback", "Kolen-Pollack", "PFA", "PFA-o", "last layer only")
 
@@ -207,7 +207,7 @@ def accuracy_claims(title: str, table: pd.DataFrame, settings: Settings, run: Ru
         else f"interval below {margin}; void if backpropagation itself is not above 95%",
         baseline=f"backpropagation: {base:.1f}%",
         holds=worst < margin if run.scale == "smoke" else gap.below(margin) if base > 95 else None,
-        note=f"{seed_by_seed(gap)} {time_ratio(table)}",
+        note=f"{gap.seed_by_seed()} {time_ratio(table)}",
     )
     if run.scale == "smoke" or not deep:
         return
@@ -222,7 +222,7 @@ def accuracy_claims(title: str, table: pd.DataFrame, settings: Settings, run: Ru
         threshold="interval above 1",
         baseline=f"feedback alignment: {accuracy(table, 'feedback alignment'):.1f}% (s.d. over seeds {spread:.1f})",
         holds=lead.above(1) if base > 95 else None,
-        note=seed_by_seed(lead),
+        note=lead.seed_by_seed(),
     )
 
 
@@ -250,7 +250,7 @@ def angle_claims(title: str, table: pd.DataFrame, settings: Settings, run: Run) 
         threshold="interval above 15, mean over layers",
         baseline=f"feedback alignment: {last(table, 'feedback alignment')['angle'].mean():.0f} degrees",
         holds=nearer.above(15),
-        note=seed_by_seed(nearer),
+        note=nearer.seed_by_seed(),
     )
 
 
@@ -306,7 +306,7 @@ def aligning_claims(table: pd.DataFrame, settings: Settings, run: Run) -> None:
         threshold="interval above 15, mean over layers",
         baseline=f"with decay {settings.aligning_decay:g}: {last(table, 'PFA')['angle'].mean():.1f} degrees",
         holds=without.above(15),
-        note=seed_by_seed(without),
+        note=without.seed_by_seed(),
     )
 
 
@@ -356,7 +356,7 @@ def thinned_out(dense: pd.DataFrame, settings: Settings, run: Run) -> None:
         threshold="interval below 3",
         baseline=f"all synapses: {accuracy(both, 'density 1'):.1f}%",
         holds=loss.below(3),
-        note=f"{seed_by_seed(loss)} " + ", ".join(f"{name}: {accuracy(both, name):.1f}%" for name in arms) + ".",
+        note=f"{loss.seed_by_seed()} " + ", ".join(f"{name}: {accuracy(both, name):.1f}%" for name in arms) + ".",
     )
 
 
@@ -387,8 +387,3 @@ def time_ratio(table: pd.DataFrame) -> str:
     """What a step of PFA costs, as text."""
     times = final_accuracies(table).set_index("rule")["milliseconds"]
     return f"A step of PFA takes {times['PFA'] / times['backpropagation']:.1f} times that of backpropagation."
-
-
-def seed_by_seed(comparison: Comparison) -> str:
-    """The differences behind an interval, as text."""
-    return f"Seed by seed: {', '.join(f'{difference:.1f}' for difference in comparison.differences)}."

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from neuropil.atlas import Run
-from neuropil.data import Dataset, load, locate
+from neuropil.data import Dataset, load
 from neuropil.learning import Backpropagation, evaluate, mlp, train_epoch
 from neuropil.learning.geometry import (
     EUCLIDEAN,
@@ -408,9 +408,7 @@ def log_normal_claim(table: pd.DataFrame, change: pd.DataFrame, run: Run) -> Non
 
 def recurrent(name: str, settings: Settings, run: Run) -> None:
     """A recurrent network, trained on an image's rows and fine-tuned on few unseen samples: its recurrent weights."""
-    if name != "digits" and locate(name) is None:
-        note = f"{name} is not on this machine: `neuropil data fetch {name}` gets it."
-        run.claim("fine-tuned recurrent weights name their geometry", holds=None, note=note)
+    if run.lacks(name, "fine-tuned recurrent weights name their geometry"):
         return
     data = load(name).to(run.device)
     run.uses(data)
