@@ -3,7 +3,7 @@
 # make check   format, lint, types, floors
 # make bench   speed, as ratios to the peer in the same run
 # make results measure every study at its default scale and record it in results/
-# make readme  put the recorded claims into README.md
+# make readme  put the recorded claims into README.md and docs/claims.md
 VENV ?= .venv
 PYTHON ?= python3
 PIP = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
@@ -40,7 +40,7 @@ results: $(VENV)/.base
 	$(VENV)/bin/neuropil run --all --scale default --jobs 2 --record results
 
 readme: $(VENV)/.base
-	$(VENV)/bin/python -m neuropil.atlas.markdown README.md results/*.json
+	$(VENV)/bin/python -m neuropil.atlas.markdown README.md docs/claims.md results/*.json
 
 format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .

@@ -19,10 +19,12 @@ def test_its_python_runs():
     assert 0 < float(names["loss"]) < 2.3
 
 
-def test_its_claims_are_the_recorded_ones():
+@pytest.mark.parametrize("file", ["README.md", "docs/claims.md"])
+def test_claims_are_the_recorded_ones(file):
     results = sorted((Result.read(file) for file in ROOT.glob("results/*.json")), key=lambda result: result.slug)
+    text = (ROOT / file).read_text(encoding="utf-8")
     assert results
-    assert updated(README, results) == README
+    assert updated(text, results) == text
 
 
 def test_its_files_exist():
@@ -31,5 +33,7 @@ def test_its_files_exist():
 
 
 def test_a_text_without_the_marks_is_refused():
-    with pytest.raises(ValueError, match="needs the marks"):
+    with pytest.raises(ValueError, match="needs marks of claims or summary"):
         updated("nothing", [])
+    with pytest.raises(ValueError, match="needs the mark <!-- end of claims -->"):
+        updated("<!-- claims: written by `make readme` -->", [])
