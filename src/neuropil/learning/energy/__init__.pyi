@@ -3,6 +3,10 @@ from .energies import cross_entropy_energy as cross_entropy_energy
 from .energies import squared_energy as squared_energy
 from .implicit import implicit_sgd_step as implicit_sgd_step
 from .incremental import IncrementalPredictiveCoding as IncrementalPredictiveCoding
+from .plots import plot_curves as plot_curves
+from .plots import plot_grid as plot_grid
+from .plots import plot_step_sizes as plot_step_sizes
+from .plots import plot_steps as plot_steps
 from .predictive import PredictiveCoding as PredictiveCoding
 from .proximal import InferenceLearning as InferenceLearning
 from .proximal import output_target as output_target

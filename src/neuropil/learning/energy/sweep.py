@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from neuropil.data import Dataset
-from neuropil.learning.energy.replicas import ReplicaRule, Replicas, StackedAdam, StackedSGD
 from neuropil.learning.energy.energies import one_hot_like
+from neuropil.learning.energy.replicas import ReplicaRule, Replicas, StackedAdam, StackedSGD
 from neuropil.parallel import Track
 
 __all__ = ["sweep"]
 
 Cell = Mapping[str, float]
 Columns = dict[str, Tensor]
+Measure = Callable[[Replicas, Tensor, Tensor], Mapping[str, Tensor]]
 ORDER = 0x5EED  # apart from the seeds of the initial weights
 SHOWN = 500  # training samples on which the loss is taken
 
@@ -34,6 +35,7 @@ def sweep(
     every: int,
     cut: str = "preactivation",
     loss: str = "cross_entropy",
+    measure: Measure | None = None,
     device: torch.device | str = "cpu",
     track: Track | None = None,
     label: str = "batches",
@@ -55,13 +57,15 @@ def sweep(
         every: batches between two looks; the end is one too.
         cut: as `Stages` has it.
         loss: "cross_entropy" or "squared".
+        measure: further columns, (replicas,), from the replicas and the test part (replicas, samples, ...).
         device: where to compute.
         track: shows progress.
         label: for it.
 
     Returns:
         One row a cell, seed and look: the settings, seed, step, accuracy (fraction of the test set; chance for a
-        diverged net), loss (mean over at most 500 training samples; infinite for a diverged net).
+        diverged net), loss (mean over at most 500 training samples; infinite for a diverged net), and what `measure`
+        adds.
 
     Raises:
         ValueError: if there are no cells or seeds, or a number is less than 1, or a batch is larger than the data.
@@ -90,7 +94,7 @@ def sweep(
         y = torch.stack([split.y_train[own] for split, own in zip(splits, chosen, strict=True)])
         replicas.learn(x.repeat(len(cells), 1, 1), y.repeat(len(cells), 1), teach, step_by)
         if step % every == 0 or step == steps:
-            rows.append(_look(replicas, splits, cells, seeds, step))
+            rows.append(_look(replicas, splits, cells, seeds, step, measure))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -103,7 +107,12 @@ def _stream(samples: int, batch_size: int, seed: int) -> Iterator[Tensor]:
 
 
 def _look(
-    replicas: Replicas, splits: Sequence[Dataset], cells: Sequence[Cell], seeds: Sequence[int], step: int
+    replicas: Replicas,
+    splits: Sequence[Dataset],
+    cells: Sequence[Cell],
+    seeds: Sequence[int],
+    step: int,
+    measure: Measure | None,
 ) -> pd.DataFrame:
     count = len(cells)
     test = torch.stack([split.x_test for split in splits]).repeat(count, 1, 1)
@@ -119,4 +128,6 @@ def _look(
     frame = pd.DataFrame([{**cell, "seed": seed, "step": step} for cell in cells for seed in seeds])
     frame["accuracy"] = accuracy.cpu().double().numpy()
     frame["loss"] = np.nan_to_num(losses.cpu().double().numpy(), nan=np.inf, posinf=np.inf)
+    for name, values in (measure(replicas, test, answers) if measure else {}).items():
+        frame[name] = values.cpu().double().numpy()
     return frame

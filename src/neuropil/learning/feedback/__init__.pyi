@@ -3,10 +3,10 @@ from .bottleneck import BottleneckLinear as BottleneckLinear
 from .direct import DirectFeedbackAlignment as DirectFeedbackAlignment
 from .prealign import prealign as prealign
 from .projections import FixedProjections as FixedProjections
-from .projections import paired_generator as paired_generator
 from .shallow import Shallow as Shallow
 from .signals import alignment_history as alignment_history
 from .signals import signal_alignment as signal_alignment
+from .signals import signal_cosines as signal_cosines
 from .product import ProductFeedbackAlignment as ProductFeedbackAlignment
 from .rerouting import rerouted as rerouted
 from .rule import FeedbackRule as FeedbackRule

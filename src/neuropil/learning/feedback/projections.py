@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["FixedProjections", "paired_generator"]
+__all__ = ["FixedProjections"]
 
 Init = Literal["uniform", "gaussian"]
 
@@ -173,22 +173,6 @@ class FixedProjections(nn.Module):
     def extra_repr(self) -> str:
         """What the entries are."""
         return f"shared={self.shared}, init={self.init!r}, normalise={self.normalise}, batch_dims={self.batch_dims}"
-
-
-def paired_generator(net: nn.Module) -> torch.Generator:
-    """A generator whose seed is the net's initial weights.
-
-    Nets of different seeds get different feedback, and arms of a comparison that start from the same weights get the
-    same, where a rule is made from nothing but its net.
-
-    Raises:
-        ValueError: if the net has no parameters.
-    """
-    first = next(net.parameters(), None)
-    if first is None:
-        raise ValueError(f"{type(net).__name__} has no parameters to take a seed from.")
-    bits = first.detach().to("cpu", torch.float32).contiguous().view(torch.int32)
-    return torch.Generator().manual_seed(int(bits.to(torch.int64).sum()) % 2**63)
 
 
 def _rows_first(tensor: Tensor, axes: Sequence[int]) -> Tensor:

@@ -35,7 +35,7 @@ from neuropil.learning.networks import linear
 from neuropil.learning.perturbation import NodePerturbation
 from neuropil.losses import half_squared_error
 from neuropil.plotting import GREY, panels
-from neuropil.statistics import Comparison, compare_paired, t_interval
+from neuropil.statistics import above, compare_paired, t_interval, within
 
 PAIRS = ("and", "nand", "or", "nor", "watchstim1", "antiwatchstim1", "watchstim2", "antiwatchstim2")
 # In this order even and odd tasks are the halves of the published code.
@@ -397,7 +397,7 @@ def claims(history: pd.DataFrame, rivals: pd.DataFrame, settings: Settings, run:
             baseline=f"random nets: {tuned['shown'].mean():.2f}; chance: 0.5",
             holds=None,
             note=f"Evolved: {last['late']['shown'].mean():.2f}. {settings.hidden + 9} neurons and "
-            f"{settings.generations} generations cannot speak for the paper's setting. {_seed_by_seed(gain)}",
+            f"{settings.generations} generations cannot speak for the paper's setting. {gain.seed_by_seed(2)}",
         )
 
 
@@ -431,7 +431,7 @@ def better_than_random(
                 threshold=f"interval above {margin:g}",
                 baseline=f"{rival[name].mean():.2f} ({which})",
                 holds=holds,
-                note=f"Evolved: {late[name].mean():.2f}. {_seed_by_seed(gain)} {reason}".strip(),
+                note=f"Evolved: {late[name].mean():.2f}. {gain.seed_by_seed(2)} {reason}".strip(),
             )
 
 
@@ -449,7 +449,7 @@ def within_life(last: dict[str, pd.DataFrame], settings: Settings, run: Run) -> 
             threshold="interval above 0.15",
             baseline="0.5 is chance over a pair",
             holds=rise.above(0.15),
-            note=_seed_by_seed(rise),
+            note=rise.seed_by_seed(2),
         )
     frozen = np.mean([last["frozen"][name] for name in ("train", "withheld")], axis=0)
     low, high = t_interval(frozen)
@@ -459,13 +459,8 @@ def within_life(last: dict[str, pd.DataFrame], settings: Settings, run: Run) -> 
         interval=(low, high),
         unit="fraction correct",
         threshold="interval within 0.45-0.55",
-        holds=True if low > 0.45 and high < 0.55 else False if high < 0.45 or low > 0.55 else None,
+        holds=within((low, high), (0.45, 0.55)),
     )
-
-
-def _seed_by_seed(comparison: Comparison) -> str:
-    """The differences behind an interval, as text."""
-    return f"Seed by seed: {', '.join(f'{difference:.2f}' for difference in comparison.differences)}."
 
 
 def pictures(evolved: list[dict], history: pd.DataFrame, settings: Settings, run: Run) -> None:
@@ -519,7 +514,7 @@ def decoding(evolved: list[dict], settings: Settings, run: Run) -> None:
         unit="fraction decoded",
         threshold="interval above 0.6",
         baseline="0.5 is chance",
-        holds=True if low > 0.6 else False if high < 0.6 else None,
+        holds=above((low, high), 0.6),
     )
     response = every[:, :, 2, range(25, 35), range(25, 35)].mean(axis=2)
     gain = compare_paired(response[:, 1], response[:, 0])
@@ -533,7 +528,7 @@ def decoding(evolved: list[dict], settings: Settings, run: Run) -> None:
         threshold="interval above 0.05",
         baseline=f"before learning: {response[:, 0].mean():.2f}",
         holds=gain.above(0.05),
-        note=_seed_by_seed(gain),
+        note=gain.seed_by_seed(2),
     )
     figure, axes = panels(3, 2, size=(3.2, 2.7))
     matrices = every.mean(axis=0)

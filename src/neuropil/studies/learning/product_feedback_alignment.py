@@ -367,9 +367,9 @@ def plot_angles(ax, table: pd.DataFrame) -> None:
         if not curve.empty:
             ax.plot(curve.index, curve.mean(axis=1), lw=1.6, label=str(name))
     ax.set_xlabel("epoch")
-    ax.set_ylabel("angle of feedback to forward weights (deg)")
+    ax.set_ylabel("angle to the forward weights (deg)")
     ax.set_title("2 hidden layers, more weight decay")
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 125)
     ax.legend(frameon=False, fontsize=8)
 
 
