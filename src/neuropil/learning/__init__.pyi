@@ -1,5 +1,7 @@
+from . import assemblies as assemblies
 from . import contrastive as contrastive
 from . import equilibrium as equilibrium
+from . import evolution as evolution
 from . import feedback as feedback
 from . import geometry as geometry
 from . import inhibition as inhibition
@@ -15,6 +17,8 @@ from .costs import step_cost as step_cost
 from .equilibrium import EquilibriumPropagation as EquilibriumPropagation
 from .equilibrium import FixedPointNetwork as FixedPointNetwork
 from .equilibrium import RecurrentBackprop as RecurrentBackprop
+from .evolution import AntitheticES as AntitheticES
+from .evolution import PlasticRNN as PlasticRNN
 from .feedback import DirectFeedbackAlignment as DirectFeedbackAlignment
 from .feedback import FeedbackAlignment as FeedbackAlignment
 from .feedback import KolenPollack as KolenPollack

@@ -2,14 +2,14 @@ from .ablation import ablate as ablate
 from .bottleneck import BottleneckLinear as BottleneckLinear
 from .direct import DirectFeedbackAlignment as DirectFeedbackAlignment
 from .prealign import prealign as prealign
+from .product import ProductFeedbackAlignment as ProductFeedbackAlignment
 from .projections import FixedProjections as FixedProjections
+from .rerouting import rerouted as rerouted
+from .rule import FeedbackRule as FeedbackRule
 from .shallow import Shallow as Shallow
 from .signals import alignment_history as alignment_history
 from .signals import signal_alignment as signal_alignment
 from .signals import signal_cosines as signal_cosines
-from .product import ProductFeedbackAlignment as ProductFeedbackAlignment
-from .rerouting import rerouted as rerouted
-from .rule import FeedbackRule as FeedbackRule
 from .weights import FeedbackAlignment as FeedbackAlignment
 from .weights import KolenPollack as KolenPollack
 from .weights import SignSymmetry as SignSymmetry

@@ -68,9 +68,9 @@ class BottleneckLinear(nn.Linear):
         """The weights that the layer computes with."""
         return torch.where(self.blocked, self.initial, self.weight)
 
-    def forward(self, x: Float[Tensor, "*batch in_features"]) -> Float[Tensor, "*batch out_features"]:
+    def forward(self, input: Float[Tensor, "*batch in_features"]) -> Float[Tensor, "*batch out_features"]:
         """As `nn.Linear`, with the effective weights."""
-        return affine(x, self.effective, self.bias)
+        return affine(input, self.effective, self.bias)
 
     def extra_repr(self) -> str:
         """Sizes and rate."""

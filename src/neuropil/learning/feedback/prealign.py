@@ -72,7 +72,11 @@ def _layers_above(rule: DirectFeedbackAlignment) -> list[nn.Linear]:
 def _error_at(rule: DirectFeedbackAlignment, layer: nn.Linear, x: Tensor, y: Tensor) -> Tensor:
     """dL/da at the output of a layer, by backpropagation: (batch, units)."""
     recorded: list[Tensor] = []
-    handle = layer.register_forward_hook(lambda _, args, output: recorded.append(output))
+
+    def record(module: nn.Module, args: tuple, output: Tensor) -> None:
+        recorded.append(output)
+
+    handle = layer.register_forward_hook(record)
     try:
         loss = rule.required_loss()(rule.net(x), y)
     finally:

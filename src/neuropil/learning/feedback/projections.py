@@ -114,10 +114,10 @@ class FixedProjections(nn.Module):
 
     def _matrix(self, e: Tensor, widths: dict[str, int]) -> Tensor:
         if self._widths and widths != self._widths:
-            name = next(iter({**widths, **self._widths}.items() ^ self._widths.items() or widths.items()))[0]
+            name = next(name for name in widths | self._widths if widths.get(name) != self._widths.get(name))
             raise ValueError(
-                f"{name} was {self._widths.get(name, 0)} wide and is {widths.get(name, 0)} now. If an axis changes from "
-                "batch to batch, batch_dims has to count it among the rows."
+                f"{name} was {self._widths.get(name, 0)} wide, now it is {widths.get(name, 0)}. If an axis changes "
+                "from batch to batch, batch_dims has to count it among the rows."
             )
         columns = max(widths.values(), default=0) if self.shared else sum(widths.values())
         if self.matrix is None:

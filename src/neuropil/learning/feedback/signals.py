@@ -6,7 +6,7 @@ taken where the signal arrives: after the activation, norm and pool that end a s
 mode and dropout masks. `alignment` compares the gradients of the weights instead.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -129,8 +129,8 @@ def alignment_history(
             rule.net.train()
             look = signal_alignment(rule, data.x_train[:samples], data.y_train[:samples])
             looks.append(look.assign(epoch=epoch, accuracy=accuracy))
-    history = pd.concat(looks, ignore_index=True)
-    return history[["epoch", "accuracy", "point", "cosine_mean", "cosine_std", "norm_ratio"]]
+    columns = ["epoch", "accuracy", "point", "cosine_mean", "cosine_std", "norm_ratio"]
+    return pd.concat(looks, ignore_index=True).reindex(columns=columns)
 
 
 def _signals(rule: LearningRule, x: Inputs, y: Tensor | None, names: list[str]) -> list[Tensor | None]:
@@ -159,17 +159,24 @@ def _recording(net: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
     recorded: dict[str, Tensor] = {}
     overwritten = any(getattr(module, "inplace", False) for module in net.modules())
 
-    def keep(name: str, value: Tensor) -> Tensor:
-        recorded[name] = value
-        return value.clone() if overwritten else value  # an in-place activation above would move the record
+    def keep(name: str) -> tuple[Callable, Callable]:
+        def passed(value: Tensor) -> Tensor:
+            recorded[name] = value
+            return value.clone() if overwritten else value  # an in-place activation above would move the record
+
+        def before(module: nn.Module, args: tuple) -> tuple:
+            return passed(args[0]), *args[1:]
+
+        def after(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            return passed(output)
+
+        return before, after
 
     handles = []
     for name in names:
-        module = net.get_submodule(name.removeprefix(INPUT))
-        if name.startswith(INPUT):
-            handles.append(module.register_forward_pre_hook(lambda _, args, n=name: (keep(n, args[0]), *args[1:])))
-        else:
-            handles.append(module.register_forward_hook(lambda _, args, output, n=name: keep(n, output)))
+        module, (before, after) = net.get_submodule(name.removeprefix(INPUT)), keep(name)
+        place = module.register_forward_pre_hook if name.startswith(INPUT) else module.register_forward_hook
+        handles.append(place(before if name.startswith(INPUT) else after))
     try:
         yield recorded
     finally:

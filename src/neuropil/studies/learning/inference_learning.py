@@ -195,7 +195,8 @@ def single_steps(settings: Settings, run: Run) -> None:
     table = run.checkpoint("single-steps", lambda: measured_steps(settings, run))
     run.metrics("single-steps", table)
     keys = ["training", "alpha", "rule"]
-    run.table("single-steps", table.groupby(keys, sort=False)[["cosine", "explicit", "distance"]].mean().reset_index())
+    values = ["cosine", "explicit", "distance"]
+    run.table("single-steps", table.pivot_table(index=keys, values=values, sort=False).reset_index())
     places = [(training, alpha) for training in settings.step_training for alpha in settings.step_alphas]
     closer = {place: lead(table, place, "cosine", "IL, converged", "SGD") for place in places}
     place, least = min(closer.items(), key=lambda entry: entry[1].interval[0])
@@ -214,7 +215,7 @@ def single_steps(settings: Settings, run: Run) -> None:
     control = lead(table, place, "distance", "SGD", "BP-prox")
     cosines = [by_seed(table, place, rule, "cosine").mean() for rule in ("IL-prox", "SGD")]
     run.claim(
-        "for alpha >= 1 IL-prox lands closer to the implicit step than SGD: lead in relative distance, where it is least",
+        "for alpha >= 1 IL-prox lands closer to the implicit step than SGD: lead in distance, where least",
         paper="IL-prox approximates implicit SGD best (figure; values not known)",
         measured=near.mean,
         interval=near.interval,
@@ -222,7 +223,7 @@ def single_steps(settings: Settings, run: Run) -> None:
         threshold="interval above 0 at every alpha >= 1, before and after training",
         baseline=f"BP-prox's lead there: {control.mean:.2f}",
         holds=all_of([comparison.above(0) for comparison in far.values()]),
-        note=f"Least {words(place)}. It is the length that the short inference gets right: cosines to the implicit step "
+        note=f"Least {words(place)}. Short inference gets the length right: cosines to the implicit step "
         f"there are {cosines[0]:.2f} (IL-prox) and {cosines[1]:.2f} (SGD).",
     )
     if run.scale != "smoke":
@@ -242,7 +243,7 @@ def nearer_implicit(table: pd.DataFrame, places: list[tuple[int, float]], run: R
         decided = [comparison.above(0) for comparison in leads.values()]
         explicit = by_seed(table, place, rule, "explicit").mean()
         run.claim(
-            f"a step of {rule} is closer in direction to the implicit than to the explicit step: lead, where it is least",
+            f"a step of {rule} points more to the implicit than to the explicit step: lead, where least",
             paper="closer to implicit SGD (figure; values not known)",
             measured=least.mean,
             interval=least.interval,
@@ -416,8 +417,12 @@ def raced(
 def tuned(table: pd.DataFrame, tail: float) -> dict[str, list[dict[str, float]]]:
     """The best cell of every rule: mean accuracy over seeds and the last part of the looks; ties to the smaller."""
     late = table.query(f"step > {(1 - tail) * max(table['step'])}")
-    scores = late.pivot_table(index="alpha", columns="rule", values="accuracy")
-    return {str(rule): [{"alpha": float(scores[rule].idxmax())}] for rule in dict.fromkeys(table["rule"])}
+    chosen = {}
+    for rule in dict.fromkeys(table["rule"]):
+        scores = late.query("rule == @rule").pivot_table(index="alpha", values="accuracy").reset_index()
+        best = int(np.argmax(np.asarray(scores["accuracy"])))
+        chosen[str(rule)] = [{"alpha": float(np.asarray(scores["alpha"])[best])}]
+    return chosen
 
 
 def speed(settings: Settings, run: Run) -> None:
@@ -465,17 +470,24 @@ def speed(settings: Settings, run: Run) -> None:
 
 def samples_to_goal(rows: pd.DataFrame, settings: Settings) -> list[float]:
     """Of every seed: the first look at which it has 85%; the whole length where it never has."""
-    first = rows.query(f"accuracy >= {GOAL}").groupby("seed")["step"].min()
-    return [float(first.get(seed, settings.steps)) for seed in sorted(set(rows["seed"]))]
+    found = []
+    for seed in sorted(set(rows["seed"])):
+        steps = np.asarray(rows.query(f"seed == {seed} and accuracy >= {GOAL}")["step"], dtype=float)
+        found.append(float(steps.min(initial=settings.steps)))
+    return found
 
 
 def large_batches(settings: Settings, run: Run) -> None:
     """With larger batches and Adam on both sides."""
     cells = {rule: [{"alpha": rate} for rate in settings.adam_rates] for rule in ("BP-Adam", "IL-Adam")}
-    options = {"batch": settings.batch, "steps": settings.batch_steps}
-    grid = run.checkpoint("batch-tuning", lambda: raced(arms(settings), cells, settings, run, tuning=True, **options))
+
+    def trained(chosen: dict[str, list[dict[str, float]]], tuning: bool) -> pd.DataFrame:
+        steps = settings.batch_steps
+        return raced(arms(settings), chosen, settings, run, batch=settings.batch, steps=steps, tuning=tuning)
+
+    grid = run.checkpoint("batch-tuning", lambda: trained(cells, tuning=True))
     best = tuned(grid, tail=0.25)
-    table = run.checkpoint("batch", lambda: raced(arms(settings), best, settings, run, **options))
+    table = run.checkpoint("batch", lambda: trained(best, tuning=False))
     run.metrics("batch", table)
     gap = compare_paired(ends(table, "IL-Adam"), ends(table, "BP-Adam"))
     low, high = gap.interval
@@ -506,7 +518,7 @@ def lead(table: pd.DataFrame, place: tuple[int, float], value: str, first: str, 
 def by_seed(table: pd.DataFrame, place: tuple[int, float], rule: str, value: str) -> np.ndarray:
     """Mean over the samples of each seed, at (training, alpha)."""
     rows = table.query(f"training == {place[0]} and alpha == {place[1]} and rule == @rule")
-    return rows.groupby("seed")[value].mean().to_numpy(dtype=float)
+    return np.asarray(rows.pivot_table(index="seed", values=value)[value], dtype=float)
 
 
 def words(place: tuple[int, float]) -> str:
