@@ -124,7 +124,7 @@ def run_contest(
 def printed_league(table: pd.DataFrame) -> list[list[str]]:
     """Rows of a league as a terminal shows them: rule, accuracy with its interval, angle, ms, MB, rate."""
     columns = [
-        aligned([value if math.isfinite(value) else None for value in table[name].tolist()])
+        aligned([round(value, 4) if math.isfinite(value) else None for value in table[name].tolist()])
         for name in ("angle", "milliseconds", "megabytes")
     ]
     rows = []

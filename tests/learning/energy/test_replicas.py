@@ -1,11 +1,13 @@
 import copy
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
+from neuropil.data import Dataset
 from neuropil.learning import Backpropagation, mlp
 from neuropil.learning.energy import (
     Backpropagating,
@@ -15,9 +17,15 @@ from neuropil.learning.energy import (
     Inferring,
     PredictiveCoding,
     Replicas,
+    StackedAdam,
+    StackedSGD,
+    plot_curves,
+    plot_grid,
+    plot_step_sizes,
+    plot_steps,
     squared_energy,
+    sweep,
 )
-from neuropil.learning.energy.replicas import StackedAdam, StackedSGD
 
 RATES = torch.tensor([0.05, 0.3, 0.01], dtype=torch.float64)
 
@@ -63,8 +71,7 @@ def test_replicas_learn_as_single_nets_do(stacked, single, loss, adaptive, gener
     originals = nets(generator)
     replicas = Replicas(originals, loss=loss)
     proximal = getattr(stacked, "alpha", None) is not None
-    if proximal and adaptive:
-        pytest.skip("a proximal step goes through no Adam")
+    adaptive = adaptive and not proximal  # a proximal step goes through no Adam
     rates = torch.ones(3).double() if proximal else RATES / 10
     optimizer = (StackedAdam if adaptive else StackedSGD)(rates)
     data = list(batches(generator))
@@ -124,3 +131,101 @@ def test_nets_that_cannot_be_stacked_are_named(generator):
         Replicas([nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 2))])
     with pytest.raises(ValueError, match="loss must be"):
         Replicas(nets(generator), loss="hinge")
+
+
+def blobs(seed):
+    """Three well-separated classes."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(80) % 3
+    x = torch.randn(80, 4, generator=generator) * 0.3 + torch.eye(4)[y] * 2
+    return Dataset("blobs", x[:60], y[:60], x[60:], y[60:], ("a", "b", "c"))
+
+
+def small_net(generator):
+    return mlp(4, 6, 3, generator=generator)
+
+
+def test_a_sweep_is_its_runs_one_by_one():
+    cells = [{"rate": 0.1, "own": 0.1}, {"rate": 0.02, "own": 0.3}]
+
+    def swept(some, seeds):
+        return sweep(
+            some,
+            lambda c: Inferring(5, c["own"], 0.2),
+            lambda c: StackedSGD(c["rate"]),
+            blobs,
+            small_net,
+            seeds=seeds,
+            steps=20,
+            batch_size=16,
+            every=8,
+            measure=lambda replicas, x, y: {"largest": replicas.outputs(x).amax((1, 2))},
+        )
+
+    together = swept(cells, [0, 3])
+    assert list(together["step"]) == [8] * 4 + [16] * 4 + [20] * 4
+    for cell in cells:
+        for seed in (0, 3):
+            alone = swept([cell], [seed])
+            rows = together.query(f"rate == {cell['rate']} and seed == {seed}")
+            for column in ("accuracy", "loss", "largest"):
+                assert_close(torch.tensor(rows[column].to_numpy()), torch.tensor(alone[column].to_numpy()))
+    assert float(together["accuracy"].iloc[-4:].max()) > 0.9
+
+
+def test_a_diverged_run_of_a_sweep_is_chance_with_infinite_loss():
+    table = sweep(
+        [{"rate": 1e30}, {"rate": 0.1}],
+        lambda c: Backpropagating(),
+        lambda c: StackedAdam(c["rate"]),
+        blobs,
+        small_net,
+        seeds=[0],
+        steps=12,
+        batch_size=16,
+        every=12,
+        loss="squared",
+    )
+    assert float(table["accuracy"][0]) == pytest.approx(1 / 3)
+    assert table["loss"][0] == float("inf")
+    assert 0 < float(table["loss"][1]) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"seeds": []}, "seeds is empty"),
+        ({"steps": 0}, "must be at least 1"),
+        ({"batch_size": 61}, "there are 60 training samples"),
+    ],
+)
+def test_sweeps_that_cannot_be_are_named(options, words):
+    given = {"seeds": [0], "steps": 1, "batch_size": 4, "every": 1, **options}
+    with pytest.raises(ValueError, match=words):
+        sweep([{"rate": 0.1}], lambda c: Backpropagating(), lambda c: StackedSGD(0.1), blobs, small_net, **given)
+
+
+def test_pictures_draw_every_rule():
+    cells = [{"alpha": alpha, "gamma": gamma} for alpha in (0.1, 1.0) for gamma in (0.1, 0.5)]
+    tables = [
+        sweep(
+            cells,
+            rule,
+            lambda c: StackedSGD(c["alpha"]),
+            blobs,
+            small_net,
+            seeds=[0, 1],
+            steps=4,
+            batch_size=16,
+            every=2,
+        ).assign(rule=name)
+        for name, rule in (("one", lambda c: Backpropagating()), ("two", lambda c: Inferring(3, 0.1, c["gamma"])))
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    steps = table.assign(cosine=0.5, distance=table["alpha"] + table["seed"])
+    grid = table.query("step == 4").assign(T=3)
+    assert len(plot_grid(grid, rows="gamma", columns="T", panel="alpha").axes) == 4
+    lines = plot_step_sizes(table.query("gamma == 0.1")).axes[0].get_legend_handles_labels()[1]
+    assert lines == ["one", "two"]
+    assert plot_curves(table.query("gamma == 0.1 and alpha == 1.0")).axes[0].get_legend_handles_labels()[1] == lines
+    assert plot_steps(steps).axes[1].get_legend_handles_labels()[1] == lines

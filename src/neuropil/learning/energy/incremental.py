@@ -7,6 +7,7 @@ where predictive coding would move theta once, after the last h. Each half is a 
 maximisation on the same free energy (Neal & Hinton 1998). With momentum m the activities follow  v <- m v + dF/dh.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -77,27 +78,33 @@ class IncrementalPredictiveCoding(PredictiveCoding):
             evaluate = self._evaluate(circuit, clamp(self, predictions[-1], y))
             rate = torch.as_tensor(self.inference.own).to(predictions[-1])
             velocity: list[Tensor] | None = None
-            trace: list[Tensor] = []
-            for step in range(self.inference.steps):
-                if step:
-                    predictions = circuit.predict(activities, moved=True)
-                errors, energy = evaluate(activities, predictions)
-                require_finite(energy, step, self.inference)
-                trace.append(energy)
-                self.last = Relaxed(activities, errors, torch.stack(trace))
-                pulled, (parameters, gradients) = circuit.pull_and_gradients(errors)
-                loss = energy[-1] / self.nudge if step == 0 else torch.zeros_like(energy[-1])
-                yield Packet(parameters, self._finished(circuit, parameters, gradients), loss)
-                if self.momentum:
-                    slopes = [e - sent for e, sent in zip(errors, pulled, strict=False)]
-                    velocity = (
-                        slopes
-                        if velocity is None
-                        else [self.momentum * v + slope for v, slope in zip(velocity, slopes, strict=True)]
-                    )
-                    activities = [h - rate * v for h, v in zip(activities, velocity, strict=True)]
-                else:
-                    activities = advance(activities, errors, pulled, rate, rate)
+            errors, trace = [], []
+            try:
+                for step in range(self.inference.steps):
+                    if step:
+                        predictions = circuit.predict(activities, moved=True)
+                    errors, energy = evaluate(activities, predictions)
+                    if not math.isfinite(float(energy.sum())):
+                        require_finite(energy, step, self.inference)
+                    trace.append(energy)
+                    pulled, (parameters, gradients) = circuit.pull_and_gradients(errors)
+                    loss = energy[-1] / self.nudge if step == 0 else torch.zeros_like(energy[-1])
+                    yield Packet(parameters, self._finished(circuit, parameters, gradients), loss)
+                    if step == self.inference.steps - 1:
+                        break
+                    if self.momentum:
+                        velocity = self._velocity(velocity, errors, pulled)
+                        activities = [h - rate * v for h, v in zip(activities, velocity, strict=True)]
+                    else:
+                        activities = advance(activities, errors, pulled, rate, rate)
+            finally:
+                self.last = Relaxed(activities, errors, torch.stack(trace)) if trace else None
+
+    def _velocity(self, velocity: list[Tensor] | None, errors: list[Tensor], pulled: list[Tensor]) -> list[Tensor]:
+        slopes = [e - sent for e, sent in zip(errors, pulled, strict=False)]
+        if velocity is None:
+            return slopes
+        return [self.momentum * v + slope for v, slope in zip(velocity, slopes, strict=True)]
 
     def backward(self, x: Inputs, y: Tensor | None = None, *, scale: float = 1.0) -> Tensor:
         """Add the mean of the gradients along inference at fixed weights to `.grad`.

@@ -17,6 +17,7 @@ from warnings import warn
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from neuropil.learning.energy.chain import read_chain
 from neuropil.learning.energy.circuit import Circuit, CutCircuit
@@ -100,6 +101,23 @@ class PredictiveCoding(LearningRule):
             parameters, gradients = circuit.gradients(self.last.errors)
             gradients = self._finished(circuit, parameters, gradients)
         yield Packet(parameters, gradients, loss)
+
+    def learn(self, x: Inputs, y: Tensor | None, optimizer: Optimizer) -> Tensor:
+        """Step the optimizer after every packet, as every rule does; gradients are put where they belong at once.
+
+        Returns:
+            The loss of the feed-forward pass.
+        """
+        loss: Tensor | None = None
+        for packet in self.packets(x, y):
+            optimizer.zero_grad()
+            for parameter, gradient in zip(packet.outputs, packet.teaching, strict=True):
+                if parameter.requires_grad:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+            optimizer.step()
+            loss = packet.loss if loss is None else loss
+        assert loss is not None
+        return loss
 
     def relax(self, x: Inputs, y: Tensor) -> Relaxed:
         """Inference alone: nothing is learned, running statistics and the random state stay as they are.

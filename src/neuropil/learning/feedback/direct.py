@@ -11,12 +11,11 @@ waits for another: there is no weight transport and no backward pass through the
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from neuropil.learning.feedback.projections import FixedProjections, Init
+from neuropil.learning.feedback.projections import FixedProjections
 from neuropil.learning.rule import LearningRule, Loss, Packet
 from neuropil.learning.stages import Inputs, Stages
 
@@ -60,10 +59,10 @@ class DirectFeedbackAlignment(LearningRule):
         points: Sequence[str] | str | None = None,
         *,
         shared: bool = True,
-        init: Init = "uniform",
+        init: str = "uniform",
         normalise: bool = True,
         batch_dims: Sequence[int] = (0,),
-        hidden_reduction: Literal["mean", "sum"] = "mean",
+        hidden_reduction: str = "mean",
         generator: torch.Generator | None = None,
     ):
         super().__init__(net, loss_fn)

@@ -14,15 +14,13 @@ for each row of the error (samples along a ray, say), the row is repeated and di
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 __all__ = ["FixedProjections"]
-
-Init = Literal["uniform", "gaussian"]
 
 
 class FixedProjections(nn.Module):
@@ -53,7 +51,7 @@ class FixedProjections(nn.Module):
         self,
         *,
         shared: bool = True,
-        init: Init = "uniform",
+        init: str = "uniform",
         normalise: bool = True,
         batch_dims: Sequence[int] = (0,),
         generator: torch.Generator | None = None,
@@ -163,12 +161,23 @@ class FixedProjections(nn.Module):
         shape = [h.shape[axis] for axis in (*self.batch_dims, *rest)]
         return signal.reshape(shape).movedim(tuple(range(len(self.batch_dims))), self.batch_dims)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         # A rule that has not seen a batch yet takes the matrix of one that has.
         stored = state_dict.get(f"{prefix}matrix")
         if stored is not None and self.matrix is None:
             self.matrix = torch.empty_like(stored)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def extra_repr(self) -> str:
         """What the entries are."""

@@ -4,12 +4,12 @@ from .forecasts import Nowcaster as Nowcaster
 from .graph import EDGE_TYPES as EDGE_TYPES
 from .graph import NODE_KINDS as NODE_KINDS
 from .graph import NeuralGraph as NeuralGraph
-from .graph import neural_graph as neural_graph
 from .graph import weight_table as weight_table
 from .jumping import Nowcasting as Nowcasting
 from .jumping import jump_schedule as jump_schedule
 from .messages import GraphNowcaster as GraphNowcaster
 from .official import load_official as load_official
+from .tracing import neural_graph as neural_graph
 from .training import forecast_error as forecast_error
 from .training import train_nowcaster as train_nowcaster
 from .trajectories import Trajectory as Trajectory

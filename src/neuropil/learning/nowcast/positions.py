@@ -11,7 +11,7 @@ break the exchange of neurons, and a nowcaster that must keep it does without th
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from scipy.sparse import coo_array, diags_array
+from scipy.sparse import csr_array
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
@@ -36,27 +36,25 @@ def laplacian_positions(
     found = np.zeros((nodes, eigenvectors), dtype=np.float32)
     wanted = min(eigenvectors, nodes - 1)
     if wanted > 0:
-        found[:, :wanted] = _smallest(_normalised_adjacency(edge_index.cpu().numpy(), nodes), wanted)
+        found[:, :wanted] = _smallest(_normalised_adjacency(edge_index.cpu().numpy(), nodes), nodes, wanted)
     return torch.from_numpy(found).to(edge_index.device)
 
 
-def _normalised_adjacency(edges: np.ndarray, nodes: int) -> coo_array:
+def _normalised_adjacency(edges: np.ndarray, nodes: int) -> csr_array:
     source, target = edges[:, edges[0] != edges[1]]
     pairs = np.unique(np.concatenate([source * nodes + target, target * nodes + source]))
-    adjacency = coo_array((np.ones(len(pairs)), (pairs // nodes, pairs % nodes)), shape=(nodes, nodes))
-    degree = np.maximum(adjacency.sum(axis=1), 1)  # a node without a neighbour keeps its row of zeros
-    root = diags_array(degree**-0.5)
-    return root @ adjacency @ root
+    rows, columns = np.divmod(pairs, nodes)
+    degree = np.maximum(np.bincount(rows, minlength=nodes), 1)
+    return csr_array(((degree[rows] * degree[columns]) ** -0.5, (rows, columns)), shape=(nodes, nodes))
 
 
-def _smallest(adjacency: coo_array, wanted: int) -> np.ndarray:
+def _smallest(adjacency: csr_array, nodes: int, wanted: int) -> np.ndarray:
     """Eigenvectors 1 to `wanted` of I - adjacency: those of the adjacency with the largest eigenvalues."""
-    nodes = adjacency.shape[0]
     if nodes <= max(DENSE, 3 * wanted):
         vectors = np.linalg.eigh(adjacency.toarray())[1]
     else:
         start = np.random.default_rng(0).normal(size=nodes)  # given, so that the global state is left alone
-        values, vectors = eigsh(adjacency.tocsr(), k=wanted + 1, which="LA", v0=start)
+        values, vectors = eigsh(adjacency, k=wanted + 1, which="LA", v0=start)
         vectors = vectors[:, np.argsort(values)]
     vectors = vectors[:, ::-1][:, 1 : wanted + 1]
     largest = np.abs(vectors).argmax(axis=0)

@@ -1,17 +1,17 @@
 """From a traced network to nodes and edges: an interpreter of its torch.fx graph that passes neurons, not numbers."""
 
-import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
-from neuropil.learning.nowcast.graph import EDGE_TYPES, NODE_KINDS, NORMS, NeuralGraph
+from neuropil.learning.nowcast.building import Builder
+from neuropil.learning.nowcast.graph import NORMS, NeuralGraph, weight_table
+from neuropil.learning.nowcast.positions import laplacian_positions
 
-__all__ = ["trace"]
+__all__ = ["neural_graph"]
 
 ADDS = {"add", "iadd", "sub", "isub"}
 MULTIPLIES = {"mul", "imul", "truediv", "div"}
@@ -33,171 +33,97 @@ class Channels:
     flat: bool = False
 
 
-class Builder:
-    """Nodes and edges as they come.
+def neural_graph(net: nn.Module, *, features: int = 9, eigenvectors: int = 8) -> NeuralGraph:
+    """Trace a network with torch.fx and connect its neurons.
+
+    It knows Linear, Conv, batch, instance, layer, group and RMS norms, Embedding, MultiheadAttention, parameters that
+    are added to or multiplied with the channels, sums and products of branches (the edges of a residual), and any layer
+    without parameters that keeps the channels or flattens them. Weights that are used twice (tied embeddings, shared
+    layers) appear once, and their second use joins the neurons at both ends.
+
+    Inside attention, query i drives dimension d of head h, which drives key i; the dimensions of a head drive the
+    head's node, and that node drives the head's values: queries and keys meet within a head only.
 
     Args:
-        table: places and kinds of the weights.
-        places: by the parameter's id, where it lies in the flat vector.
-        features: at most so many weights on one edge.
+        net: any network that torch.fx can trace; no example input is needed.
+        features: at most so many weights on one edge; larger kernels lie on parallel edges.
+        eigenvectors: of the Laplacian, for `node_pos`; 0 leaves them out.
+
+    Raises:
+        TypeError: if the net cannot be traced, or a parameter stands in a module or function that the graph does not
+            know; both are named.
+        ValueError: if the net has no parameters, or a number is out of range.
+
+    Source: Knyazev et al. 2025, sec. 3; Kofinas et al. 2024. The layout inside attention is ours: the paper's text
+        leaves it open.
+    """
+    if features < 1 or eigenvectors < 0:
+        raise ValueError(f"features must be at least 1 and eigenvectors at least 0, got {features} and {eigenvectors}.")
+    graph = _trace(net, weight_table(net), features)
+    return replace(graph, node_pos=laplacian_positions(graph.edge_index, graph.nodes, eigenvectors))
+
+
+class Reader:
+    """Runs a traced network on channels, node by node.
+
+    Args:
+        traced: the network inside a Sequential.
+        builder: where nodes and edges go.
     """
 
-    def __init__(self, table: NeuralGraph, places: dict[int, slice], features: int):
-        self.table, self.places, self.features = table, places, features
-        self.kinds: list[Tensor] = []
-        self.words: list[Tensor] = []
-        self.nodes = 0
-        self.edges: list[tuple[Tensor, Tensor, int, Tensor, float]] = []
-        self.ends: dict[int, tuple[Tensor, Tensor]] = {}
-        self.weight_type = torch.zeros_like(table.weight_type)
-
-    def new(self, count: int, kind: str, words: bool = False) -> Tensor:
-        """Add nodes."""
-        ids = torch.arange(self.nodes, self.nodes + count)
-        self.nodes += count
-        self.kinds.append(torch.full((count,), NODE_KINDS[kind]))
-        self.words.append(torch.arange(1, count + 1) if words else torch.zeros(count, dtype=torch.int64))
-        return ids
-
-    def place(self, parameter: Tensor, where: str) -> Tensor:
-        """Where a parameter's entries lie in the flat vector, in the parameter's shape."""
-        span = self.places.get(id(parameter))
-        if span is None:
-            raise TypeError(f"A weight of {where} is computed from other parameters: neural_graph does not know that.")
-        return torch.arange(span.start, span.stop).reshape(parameter.shape)
-
-    def connect(self, source: Tensor, target: Tensor, kind: str, weights: Tensor) -> None:
-        """Add edges with weights: source and target broadcast to the leading axes, the last axis is the kernel's."""
-        shape = weights.shape[:-1]
-        source, target = source.expand(shape).reshape(-1), target.expand(shape).reshape(-1)
-        self.weight_type[weights.reshape(-1)] = EDGE_TYPES[kind]
-        for part in weights.reshape(len(source), -1).split(self.features, dim=1):
-            self.edges.append((source, target, EDGE_TYPES[kind], part, 0.0))
-
-    def structure(self, source: Tensor, target: Tensor, kind: str, constant: float = 1.0) -> None:
-        """Add edges without weights."""
-        none = torch.full((len(source), 1), -1)
-        self.edges.append((source, target, EDGE_TYPES[kind], none, constant))
-
-    def join(self, one: Tensor, other: Tensor) -> Tensor:
-        """Where two branches meet: the earlier one's channels drive the later one's, which go on."""
-        if torch.equal(one, other):
-            return one
-        earlier, later = (one, other) if int(one.max()) < int(other.max()) else (other, one)
-        self.structure(earlier, later, "residual")
-        return later
-
-    def constant(self, parameter: Tensor | None, target: Tensor, kind: str, where: str, rows: int = 1) -> None:
-        """Connect constants to channels by a parameter: a bias, a norm's weight, embeddings of positions."""
-        if parameter is None:
-            return
-        weights = self.place(parameter, where).reshape(rows, len(target), 1)
-        if id(parameter) not in self.ends:
-            source = self.new(rows, "constant")
-            self.ends[id(parameter)] = (source, target)
-            self.connect(source[:, None], target[None], kind, weights)
-        else:
-            self.join(self.ends[id(parameter)][1], target)
-
-    def matrix(
-        self, parameter: Tensor, source: Tensor, target: Tensor | None, kind: str, where: str, flip: bool = False
-    ) -> Tensor:
-        """Connect by a weight (targets, sources); `flip` lets the arrows point back. Returns the targets.
-
-        New targets are made where none are given. A parameter that was used before joins the neurons it stands between.
-        """
-        outputs, inputs = parameter.shape
-        if id(parameter) in self.ends:
-            first_source, first_target = self.ends[id(parameter)]
-            if len(first_source) != inputs or first_source is first_target:
-                first_source, first_target = first_target, first_source
-            self.join(first_source, source)
-            return first_target if target is None else self.join(first_target, target)
-        target = self.new(outputs, "hidden") if target is None else target
-        self.ends[id(parameter)] = (source, target)
-        weights = self.place(parameter, where)[..., None]
-        ends = (target[:, None], source[None]) if flip else (source[None], target[:, None])
-        self.connect(*ends, kind, weights)
-        return target
-
-    def finish(self, outputs: Iterable[Tensor]) -> NeuralGraph:
-        """The graph of all that was added, with a loop at every node."""
-        every = torch.arange(self.nodes)
-        self.structure(every, every, "self", 2.0)
-        kinds = torch.cat(self.kinds)
-        for ids in outputs:
-            kinds[ids] = torch.where(kinds[ids] == NODE_KINDS["hidden"], NODE_KINDS["output"], kinds[ids])
-        width = max(weights.shape[1] for _, _, _, weights, _ in self.edges)
-        return replace(
-            self.table,
-            weight_type=self.weight_type,
-            edge_index=torch.stack([torch.cat([edge[end] for edge in self.edges]) for end in (0, 1)]),
-            edge_type=torch.cat([torch.full((len(edge[0]),), edge[2]) for edge in self.edges]),
-            edge_weights=torch.cat(
-                [nn.functional.pad(edge[3], (0, width - edge[3].shape[1]), value=-1) for edge in self.edges]
-            ),
-            edge_constant=torch.cat([torch.full((len(edge[0]),), edge[4]) for edge in self.edges]),
-            node_kind=kinds,
-            node_word=torch.cat(self.words),
-            node_pos=torch.zeros(self.nodes, 0),
-        )
-
-
-class Reader(fx.Interpreter):
-    """Run a traced network on channels."""
-
     def __init__(self, traced: fx.GraphModule, builder: Builder):
-        super().__init__(traced, garbage_collect_values=False)
-        self.builder = builder
+        self.traced, self.builder = traced, builder
         self.embedded = False
 
-    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Channels:
-        """An input: neurons as soon as a layer says how many."""
-        return Channels(None)
+    def run(self) -> Any:
+        """Read the whole network; what it returns, in channels."""
+        found: dict[fx.Node, Any] = {}
+        result = None
+        for node in self.traced.graph.nodes:
+            args, kwargs = map_arg((node.args, node.kwargs), found.__getitem__)
+            if node.op == "placeholder":
+                found[node] = Channels(None)  # neurons as soon as a layer says how many
+            elif node.op == "get_attr":
+                owner, _, own = node.target.rpartition(".")
+                value = getattr(self.traced.get_submodule(owner), own)
+                found[node] = value if isinstance(value, nn.Parameter) else None
+            elif node.op == "call_module":
+                found[node] = self.layer(node.target, args, kwargs)
+            elif node.op == "output":
+                result = args
+            else:
+                name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "?")
+                found[node] = self.function(name.strip("_"), args, kwargs)
+        return result
 
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """A parameter or buffer used outside a layer."""
-        value = super().get_attr(target, args, kwargs)
-        return value if isinstance(value, nn.Parameter) else None
-
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """A layer."""
-        module, builder = self.fetch_attr(target), self.builder
-        where = f"{target.removeprefix('0.')!r} ({type(module).__name__})"
+    def layer(self, target: str, args: Any, kwargs: Any) -> Any:
+        """Read one layer."""
+        module = self.traced.get_submodule(target)
+        where = f"{target.removeprefix('0').removeprefix('.') or 'net'!r} ({type(module).__name__})"
         values = [value for value in (*args, *kwargs.values()) if isinstance(value, Channels)]
         if not values:
             return None
-        if isinstance(module, nn.Linear):
-            out = builder.matrix(module.weight, self.channels(values[0], module.in_features, where), None, "linear", where)
-            builder.constant(module.bias, out, "bias", where)
-            return Channels(out)
-        if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
-            return self.convolution(module, values[0], where)
-        if isinstance(module, NORMS):
-            return self.norm(module, values[0], where)
-        if isinstance(module, nn.Embedding):
-            return self.embedding(module, values[0], where)
+        readers: tuple[tuple[Any, Callable[[Any, Channels, str], Channels]], ...] = (
+            (nn.Linear, self.linear),
+            (nn.modules.conv._ConvNd, self.convolution),
+            (NORMS, self.norm),
+            (nn.Embedding, self.embedding),
+        )
+        for kind, read in readers:
+            if isinstance(module, kind) and not getattr(module, "transposed", False):
+                return read(module, values[0], where)
         if isinstance(module, nn.MultiheadAttention):
-            return self.attention(module, values, where)
+            given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+            return self.attention(module, [given[name] for name in ("query", "key", "value")], where)
         if any(True for _ in module.parameters()):
             raise TypeError(
                 f"neural_graph does not know {where}: it has parameters and is none of Linear, Conv, Norm, Embedding "
                 "and MultiheadAttention. A LinearNowcaster or MLPNowcaster needs no graph."
             )
-        if isinstance(module, nn.Flatten):
-            return Channels(values[0].ids, flat=True)
-        return values[0]
-
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """A function of values: it keeps the channels, flattens them, or joins those of several values."""
-        return self.function(getattr(target, "__name__", str(target)).strip("_"), args, kwargs)
-
-    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """A method of a value, as a function of it."""
-        return self.function(str(target).strip("_"), args, kwargs)
+        return Channels(values[0].ids, flat=True) if isinstance(module, nn.Flatten) else values[0]
 
     def function(self, name: str, args: Any, kwargs: Any) -> Any:
-        """See `call_function`."""
+        """Read a function or method: it keeps the channels, flattens them, or joins those of several values."""
         given = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, (Channels, nn.Parameter))]
         values = list(dict.fromkeys(value for value in given if isinstance(value, Channels)))
         if name in NO_TENSOR or not given:
@@ -231,7 +157,9 @@ class Reader(fx.Interpreter):
         ids = self.channels(value, wanted or len(_known(value, name)), name)
         rows, rest = divmod(parameter.numel(), len(ids))
         if rest or (rows > 1 and parameter.shape[-1] != len(ids)):
-            raise TypeError(f"A parameter of shape {tuple(parameter.shape)} does not fit {len(ids)} channels ({name!r}).")
+            raise TypeError(
+                f"A parameter of shape {tuple(parameter.shape)} does not fit {len(ids)} channels ({name!r})."
+            )
         kind = "position" if rows > 1 else "norm" if name in MULTIPLIES else "bias"
         self.builder.constant(parameter, ids, kind, f"the function {name!r}", rows)
 
@@ -244,6 +172,12 @@ class Reader(fx.Interpreter):
         if value.flat and count % len(value.ids) == 0:
             return value.ids.repeat_interleave(count // len(value.ids))
         raise TypeError(f"{where} takes {count} channels, but neural_graph follows {len(value.ids)} to it.")
+
+    def linear(self, module: nn.Linear, value: Channels, where: str) -> Channels:
+        """All to all."""
+        out = self.builder.matrix(module.weight, self.channels(value, module.in_features, where), where)
+        self.builder.constant(module.bias, out, "bias", where)
+        return Channels(out)
 
     def convolution(self, module: Any, value: Channels, where: str) -> Channels:
         """Channels to channels; the kernel lies on the edge."""
@@ -278,21 +212,17 @@ class Reader(fx.Interpreter):
         if id(module.weight) not in builder.ends:
             words = builder.new(module.num_embeddings, "input", words=not self.embedded)
             out = builder.new(module.embedding_dim, "hidden")
-            builder.ends[id(module.weight)] = (words, out)
+            builder.ends[id(module.weight)] = (out, words)  # as a linear layer that shares the weight would have it
             builder.connect(words[:, None], out[None], kind, builder.place(module.weight, where)[..., None])
             self.embedded = True
-        return Channels(builder.ends[id(module.weight)][1])
+        return Channels(builder.ends[id(module.weight)][0])
 
     def attention(self, module: nn.MultiheadAttention, values: list[Channels], where: str) -> tuple[Channels, None]:
         """Queries and keys meet in the dimensions of a head, the head gates its values."""
         builder, width, heads = self.builder, module.embed_dim, module.num_heads
-        inputs = [*values, *[values[-1]] * 3][:3]
         sizes = (width, module.kdim or width, module.vdim or width)
-        query, key, value = (
-            self.channels(given, size, where) for given, size in zip(inputs, sizes, strict=True)
-        )
-        again = id(module.out_proj.weight) in builder.ends
-        if again:
+        query, key, value = (self.channels(given, size, where) for given, size in zip(values, sizes, strict=True))
+        if id(module.out_proj.weight) in builder.ends:
             raise TypeError(f"neural_graph does not know {where} when it is used twice.")
         dimensions, values_out = builder.new(width, "hidden"), builder.new(width, "hidden")
         if module.in_proj_weight is not None:
@@ -312,16 +242,12 @@ class Reader(fx.Interpreter):
         nodes = builder.new(heads, "head").repeat_interleave(width // heads)
         builder.structure(dimensions, nodes, "head")
         builder.structure(nodes, values_out, "head")
-        out = builder.matrix(module.out_proj.weight, values_out, None, "linear", where)
+        out = builder.matrix(module.out_proj.weight, values_out, where)
         builder.constant(module.out_proj.bias, out, "bias", where)
         return Channels(out), None
 
-    def function_of_tuple(self, value: Any, index: Any) -> Any:
-        """An element of what attention returns."""
-        return value[index]
 
-
-def trace(net: nn.Module, table: NeuralGraph, features: int) -> NeuralGraph:
+def _trace(net: nn.Module, table: NeuralGraph, features: int) -> NeuralGraph:
     """Connect the weights of a table as the traced net does.
 
     Raises:
@@ -333,8 +259,7 @@ def trace(net: nn.Module, table: NeuralGraph, features: int) -> NeuralGraph:
         raise TypeError(f"torch.fx cannot trace {type(net).__name__}: {error}") from error
     places = {id(parameter): table.param_slices[name] for name, parameter in net.named_parameters()}
     builder = Builder(table, places, features)
-    reader = Reader(traced, builder)
-    result = reader.run(*[None] * sum(node.op == "placeholder" for node in traced.graph.nodes))
+    result = Reader(traced, builder).run()
     for name, parameter in net.named_parameters():
         if not bool(builder.weight_type[table.param_slices[name]].all()):
             module = net.get_submodule(name.rpartition(".")[0])

@@ -51,13 +51,13 @@ class Settings:
     implicit_inner: tuple[int, ...] = (400, 500, 2500)
     implicit_rates: tuple[float, ...] = (0.005, 0.02, 0.03)
     hidden: tuple[int, ...] = (64, 64)
-    seeds: int = 5
+    seeds: int = 10
     steps: int = 3000
     every: int = 50
     alphas: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)
     eps: float = 0.25
     sgd_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3)
-    adam_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    adam_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     tuning_seeds: int = 3
     batch: int = 64
     batch_steps: int = 1000
@@ -78,6 +78,7 @@ SCALES = {
     "paper": Settings(
         data="mnist",
         hidden=(256, 256),
+        seeds=5,
         steps=20_000,
         alphas=(0.01, 0.1, 1.0, 2.5, 10.0, 100.0),
         eps=0.0,

@@ -1,0 +1,6 @@
+from .confident import Confident as Confident
+from .confident import confident_subset as confident_subset
+from .gate import SpectralGate as SpectralGate
+from .gate import spectral_parts as spectral_parts
+from .labels import NoisyLabels as NoisyLabels
+from .stopping import PhaseAmplitudeStopping as PhaseAmplitudeStopping
