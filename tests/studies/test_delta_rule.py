@@ -4,7 +4,17 @@ import pytest
 
 from neuropil.atlas import run_study
 
-TINY = {"hidden": (2, 3), "starts": 3, "xor_epochs": 20, "splits": 2, "epochs": 1, "perceptron_epochs": 3}
+TINY = {
+    "hidden": (2, 3),
+    "starts": 3,
+    "xor_epochs": 20,
+    "splits": 2,
+    "epochs": 1,
+    "perceptron_epochs": 3,
+    "curve_samples": 40,
+    "curve_epochs": 1,
+    "curve_seeds": 2,
+}
 
 
 @pytest.mark.parametrize("scale", ["default", "paper"])

@@ -120,11 +120,15 @@ def embedding(count: int, width: int) -> nn.Embedding:
     return nn.Embedding(count, width, _weight=torch.empty(count, width))
 
 
-def start(module: nn.Module, generator: torch.Generator | None) -> None:
-    """Initial weights of a nowcaster, normal with deviation 0.02, biases zero: it begins close to a copy."""
+def start(module: nn.Module, last: nn.Module, generator: torch.Generator | None) -> None:
+    """Initial weights of a nowcaster: normal with variance 1/fan_in, biases zero.
+
+    Embeddings and the last layer have deviation 0.02, so that training begins close to the forecast that nothing moves.
+    """
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(part.weight, std=0.02, generator=generator)
+            small = part is last or isinstance(part, nn.Embedding)
+            nn.init.normal_(part.weight, std=0.02 if small else part.weight.shape[1] ** -0.5, generator=generator)
         if isinstance(part, nn.Linear):
             nn.init.zeros_(part.bias)
 
@@ -230,7 +234,7 @@ class MLPNowcaster(Nowcaster):
         self.kind = embedding(KINDS, hid)
         self.states = linear(context, hid)
         self.head = perceptron(*[hid] * layers, horizons)
-        start(self, generator)
+        start(self, self.head[-1], generator)
 
     def displacements(
         self, scaled: Float[Tensor, "*batch weights context"], graph: NeuralGraph, k: int | None = None

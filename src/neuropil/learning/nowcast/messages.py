@@ -87,7 +87,7 @@ class GraphNowcaster(Nowcaster):
         self.word = embedding(words + 1, hid) if words else None
         self.rounds = nn.ModuleList(Round(hid, both_ways) for _ in range(layers))
         self.head = perceptron(hid, hid, features * horizons)
-        start(self, generator)
+        start(self, self.head[-1], generator)
 
     def displacements(
         self, scaled: Float[Tensor, "*batch weights context"], graph: NeuralGraph, k: int | None = None

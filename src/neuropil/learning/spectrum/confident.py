@@ -32,7 +32,7 @@ class Confident(NamedTuple):
 def confident_subset(
     net: nn.Module,
     data: Float[Tensor, " samples *shape"],
-    labels: Int64[Tensor, " samples"],
+    labels: Int64[Tensor, " _"],
     *,
     views: Sequence[Callable[[Tensor], Tensor]] = (),
     batch_size: int = 1000,

@@ -69,7 +69,7 @@ class NoisyLabels(NamedTuple):
     @classmethod
     def instance(
         cls,
-        x: Float[Tensor, " samples *shape"],
+        x: Float[Tensor, " _ *shape"],
         y: Int64[Tensor, " samples"],
         rate: float,
         n_classes: int,

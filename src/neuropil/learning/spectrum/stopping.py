@@ -36,8 +36,9 @@ Names = str | Sequence[str]
 class PhaseAmplitudeStopping:
     """Gates behind named modules of any network, opened and closed by the epoch.
 
-    The gates act inside any `rule.backward` whose signal reaches a module's output, and change no value; a network
-    behaves, saves and loads as before. `step` comes at the beginning of an epoch:
+    The gates change no value, and a network behaves, saves and loads as before. They act inside any `rule.backward`, on
+    whatever gradient passes a module's output: under a rule that teaches every stage at its own end (direct feedback
+    alignment), that is the gradient of the layers of the same stage. `step` comes at the beginning of an epoch:
 
         stopping = PhaseAmplitudeStopping(net, optimizer, ["layer3"], refine=[(("layer4", "fc"), 7), ("fc", 5)])
         for epoch in range(200):
@@ -237,7 +238,8 @@ def _reset(module: nn.Module, generator: torch.Generator | None) -> None:
         _reset_parts(module)
         return
     seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-    with torch.random.fork_rng():
+    devices = sorted({p.device.index for p in module.parameters() if p.is_cuda and p.device.index is not None})
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         _reset_parts(module)
 

@@ -47,6 +47,9 @@ class Settings:
     epochs: int = 50
     rate: float = 0.1
     perceptron_epochs: int = 200
+    curve_samples: int = 400
+    curve_epochs: int = 20
+    curve_seeds: int = 5
 
 
 SCALES = {
@@ -306,24 +309,28 @@ def against_logistic_regression(settings: Settings, run: Run) -> None:
         )
 
 
-def curve_scores(make: Callable[..., tuple[np.ndarray, np.ndarray]], degree: int, epochs: int, seed: int) -> float:
-    """Test accuracy of one neuron on a curved problem, on polynomial features of a degree."""
-    x, y = make(n_samples=400, noise=0.1, random_state=seed)
+def curve_scores(
+    make: Callable[..., tuple[np.ndarray, np.ndarray]], degree: int, settings: Settings, seed: int
+) -> float:
+    """Test accuracy of one neuron on polynomial features of a curved problem; half of the samples train."""
+    x, y = make(n_samples=settings.curve_samples, noise=0.1, random_state=seed)
+    half = len(x) // 2
     features = PolynomialFeatures(degree, include_bias=False).fit_transform(x)
-    features = torch.from_numpy(StandardScaler().fit(features[:200]).transform(features)).float()
+    features = torch.from_numpy(StandardScaler().fit(features[:half]).transform(features)).float()
     target = torch.from_numpy(y).float()[:, None]
     neuron = McCullochPitts([0.0] * features.shape[1], 0.0, "logistic")
-    fit_online(DeltaRule(neuron), features[:200], LOW + (HIGH - LOW) * target[:200], lr=0.1, epochs=epochs, tol=0.0)
+    goals = LOW + (HIGH - LOW) * target[:half]
+    fit_online(DeltaRule(neuron), features[:half], goals, lr=0.1, epochs=settings.curve_epochs, tol=0.0)
     with torch.no_grad():
-        return float(((neuron(features[200:]) > 0.5).float() == target[200:]).float().mean())
+        return float(((neuron(features[half:]) > 0.5).float() == target[half:]).float().mean())
 
 
 def curved(settings: Settings, run: Run) -> None:
     """Problems with no separating line: squares and products of the inputs make one neuron enough."""
-    seeds = range(run.seed, run.seed + 5)
+    seeds = range(run.seed, run.seed + settings.curve_seeds)
     problems = (("circles", partial(make_circles, factor=0.4), 2, 20), ("moons", make_moons, 3, 5))
     for name, make, degree, margin in problems:
-        calls = [partial(curve_scores, make, d, 20, s) for d in (degree, 1) for s in seeds]
+        calls = [partial(curve_scores, make, d, settings, s) for d in (degree, 1) for s in seeds]
         scores = np.reshape(parallel(calls, jobs=run.jobs, track=run.track, label=name), (2, len(seeds)))
         gain = compare_paired(scores[0], scores[1], scale=100)
         run.claim(

@@ -152,7 +152,7 @@ def digits(settings: Settings, run: Run) -> None:
     run.uses(data)
 
     def net(generator: torch.Generator) -> nn.Module:
-        return mlp(data.features, 64, 64, data.classes, activation=nn.Tanh, generator=generator)
+        return mlp(data.features, 64, 64, data.classes, generator=generator)
 
     sgd = partial(torch.optim.SGD, momentum=0.9)
     rules = {"backpropagation": Backpropagation, "direct feedback": DirectFeedbackAlignment, "last stage only": Shallow}
@@ -162,6 +162,7 @@ def digits(settings: Settings, run: Run) -> None:
             {name: Contender(net, rule, 0.05, sgd) for name, rule in rules.items()},
             lambda seed: load("digits", seed=seed).flat(),
             epochs=settings.digit_epochs,
+            batch_size=64,
             seeds=range(run.seed, run.seed + settings.digit_seeds),
             measure=partial(signal_cosines, samples=256),
             jobs=run.jobs,
