@@ -233,6 +233,14 @@ def test_a_layer_that_is_called_twice_sends_back_twice(generator):
     assert_close(rule.get_parameter("layer").grad, net.layer.weight.grad)
 
 
+def test_in_place_activations_may_follow_a_weight_layer(generator):
+    x, y = torch.randn(5, 4, generator=generator), torch.tensor([0, 1, 2, 0, 1])
+    nets = [nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=inplace), nn.Linear(6, 3)) for inplace in (True, False)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    ours, theirs = (gradients(FeedbackAlignment(net, cross_entropy), x, y)[0] for net in nets)
+    assert_close(ours, theirs)
+
+
 def test_frozen_layers_pass_errors_on_and_keep_no_gradient(generator):
     net, _, x, y = case("dense")
     net[2].requires_grad_(False)

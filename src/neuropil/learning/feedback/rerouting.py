@@ -35,7 +35,7 @@ class _Route(torch.autograd.Function):
     def forward(ctx: Any, output: Tensor, h: Tensor, name: str, send_back: SendBack, *own: Tensor) -> Tensor:
         ctx.save_for_backward(h)
         ctx.name, ctx.send_back, ctx.own = name, send_back, len(own)
-        return output.view_as(output)
+        return output.clone()  # no view: an in-place activation may follow
 
     @staticmethod
     @torch.autograd.function.once_differentiable
