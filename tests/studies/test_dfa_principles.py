@@ -9,6 +9,7 @@ TINY = {
     "width": 8,
     "epochs": 1,
     "tuning_epochs": 1,
+    "tuning_seeds": 1,
     "batch_size": 500,
     "rates": (0.01, 0.03),
     "seeds": 2,

@@ -1,258 +1,199 @@
-"""Nowcasters: from the last c states of a network's weights to the weights k states ahead.
+"""Where weights will be: forecasts from their last states, by a line and by a network that looks at each weight alone.
 
-    scaled    w~ = (w - mean) / (std + 1e-6)      over all entries and all c states of one parameter tensor
-    forecast  w(k) = w_last + (std + 1e-6) d_k    d_k displacement in scaled space, from w~ and k
+    theta_hat(k) = theta_c + (sigma + eps) a_k(z)      z = (theta - mu) / (sigma + eps)     k = 1..horizons states ahead
 
-A displacement needs no mean to undo it: only the spread comes back. Two nowcasters look at each weight alone:
-
-    linear    d_k = s k          s slope of the least-squares line (or higher polynomial) through the c scaled states
-    WNN+      d = MLP(W w~ + embedding of the weight's kind), one output for each k = 1..K
+mu and sigma are the mean and standard deviation of each parameter tensor over its entries and its c states. What a
+nowcaster must know is only the change a_k of a scaled weight. For polynomials of degree p, fitted to the c states by
+least squares, a_k = f(c + k) - f(c): degree 1 continues the line from the last state, degree 0 stays there.
 """
 
 from abc import ABC, abstractmethod
-from itertools import pairwise
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import linear as apply_linear
 
-from neuropil.learning.nowcast.graph import NeuralGraph
+from neuropil.learning.networks import linear
+from neuropil.learning.nowcast.graph import EDGE_TYPES, NeuralGraph
 
-__all__ = ["LinearNowcaster", "MLPNowcaster", "Nowcaster", "scale_history"]
+__all__ = ["LinearNowcaster", "MLPNowcaster", "Nowcaster", "embedding", "standardise"]
 
-EPSILON = 1e-6  # of the spread, so that a tensor that never moved is forecast to stay
-KINDS = 15  # of edges, with the reserved ones
+EPS = 1e-6
+KINDS = 15  # rows of the official files' table of edge types
+assert max(EDGE_TYPES.values()) < KINDS
+
+
+def standardise(
+    states: Float[Tensor, "weights states"], graph: NeuralGraph, context: int | None = None
+) -> tuple[Float[Tensor, "weights states"], Float[Tensor, " weights"]]:
+    """Scale every parameter tensor by its own mean and standard deviation.
+
+    Args:
+        states: of the flat vector of weights, in time.
+        graph: says where the tensors lie.
+        context: only so many first states count for mean and deviation; None takes all.
+
+    Returns:
+        (scaled states, sigma + eps of each weight's tensor).
+
+    Raises:
+        ValueError: if the graph does not cover the weights.
+    """
+    covered = sum(span.stop - span.start for span in graph.param_slices.values())
+    if covered != len(states):
+        raise ValueError(f"states have {len(states)} weights, the graph's parameters {covered}.")
+    center, width = torch.empty_like(states[:, 0]), torch.empty_like(states[:, 0])
+    for span in graph.param_slices.values():
+        seen = states[span, :context].double()  # squares of large weights overflow in single precision
+        center[span] = seen.mean().to(states)
+        width[span] = (seen.std() + EPS).to(states)
+    return (states - center[:, None]) / width[:, None], width
+
+
+def embedding(rows: int, width: int, generator: torch.Generator | None = None) -> nn.Embedding:
+    """A table of small normal entries (standard deviation 0.02) from a generator."""
+    table = nn.Embedding(rows, width, device="meta").to_empty(device=torch.get_default_device())
+    nn.init.normal_(table.weight, std=0.02, generator=generator)
+    return table
 
 
 class Nowcaster(nn.Module, ABC):
-    """Forecasts weights from their last states.
+    """Forecasts the weights of a network from its last states.
+
+    Args:
+        context: number c of states that it looks at, at least 2.
+        horizons: how many states ahead it can look.
 
     Attributes:
-        context: number of states it looks at, c.
-        horizons: largest k it can forecast; None where any will do.
-        needs_graph: whether it reads connections; if not, a `weight_table` is enough.
+        connected: whether it reads the edges of a `neural_graph`; a `weight_table` is enough for the others.
+
+    Raises:
+        ValueError: if a number is out of range.
     """
 
-    context: int
-    horizons: int | None
-    needs_graph: bool = False
+    connected = False
+
+    def __init__(self, context: int = 5, horizons: int = 40):
+        super().__init__()
+        if context < 2 or horizons < 1:
+            raise ValueError(f"context must be at least 2 and horizons at least 1, got {context} and {horizons}.")
+        self.context = context
+        self.horizons = horizons
 
     @abstractmethod
-    def displacements(
-        self, scaled: Float[Tensor, "*batch weights context"], graph: NeuralGraph, k: int | None = None
-    ) -> Float[Tensor, "*batch weights horizons"]:
-        """Displacements from the last state, in scaled space.
+    def changes(
+        self, scaled: Float[Tensor, "weights {self.context}"], graph: NeuralGraph, k: int | None = None
+    ) -> Float[Tensor, "weights ahead"]:
+        """Changes of scaled weights from the last state on.
 
         Args:
-            scaled: the last states, oldest first, scaled per tensor.
+            scaled: the last states.
             graph: of the network.
-            k: the horizon wanted, alone on the last axis; None gives all from 1 to `horizons`.
+            k: one horizon; None gives all, 1 to `horizons`.
         """
 
     @torch.no_grad()
     def forward(
-        self, history: Float[Tensor, "weights context"], graph: NeuralGraph, k: int
+        self, history: Float[Tensor, "weights states"], graph: NeuralGraph, k: int
     ) -> Float[Tensor, " weights"]:
-        """Forecast the weights k states after the last one.
+        """The weights, k states ahead of the last one.
 
         Args:
-            history: the last states of the flat vector of weights, oldest first.
-            graph: of the network, as the nowcaster needs it.
-            k: how many states ahead.
+            history: the last `context` states of the flat vector of weights, at equal distances, oldest first.
+            graph: of the network.
+            k: how far to look, in distances of two states.
 
         Raises:
-            ValueError: if the history has other than `context` states or as many weights as the graph has not, or k is
-                out of range.
+            ValueError: if history has another number of states or weights than wanted, or k is beyond the horizons.
         """
-        check_horizon(k, self.horizons)
-        if history.shape != (graph.weights, self.context):
-            raise ValueError(
-                f"history must be {graph.weights} weights by {self.context} states, got {tuple(history.shape)}."
-            )
-        scaled, spread = scale_history(history, graph)
-        moved = self.displacements(scaled, graph, k)
-        return history[:, -1] + spread * moved[..., 0].to(history)
-
-
-def check_horizon(k: int, horizons: int | None) -> None:
-    """Refuse a horizon that a nowcaster does not have.
-
-    Raises:
-        ValueError: if it is less than 1 or more than `horizons`.
-    """
-    if k < 1 or (horizons is not None and k > horizons):
-        raise ValueError(f"k must be 1 to {horizons or 'any number'}, got {k}.")
-
-
-def scale_history(
-    history: Float[Tensor, "*batch weights context"], graph: NeuralGraph
-) -> tuple[Float[Tensor, "*batch weights context"], Float[Tensor, "*batch weights"]]:
-    """Centre and scale every parameter tensor over its entries and states.
-
-    Returns:
-        The scaled history, and the spread of each weight's tensor, which undoes the scaling of a displacement.
-    """
-    scaled, spread = torch.empty_like(history), torch.empty_like(history[..., 0])
-    for span in graph.param_slices.values():
-        part = history[..., span, :]
-        deviation, mean = torch.std_mean(part, dim=(-2, -1), keepdim=True)
-        scaled[..., span, :] = (part - mean) / (deviation + EPSILON)
-        spread[..., span] = (deviation + EPSILON)[..., 0]
-    return scaled, spread
-
-
-def perceptron(*sizes: int) -> nn.Sequential:
-    """Linear layers with SiLU between them; weights are set by `start`."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(sizes):
-        layers += [nn.SiLU(), linear(inputs, outputs)]
-    return nn.Sequential(*layers[1:])
-
-
-def linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer whose weights wait for `start`, so that the global random state is not touched."""
-    layer = nn.Linear(inputs, outputs, device="meta")
-    return layer.to_empty(device=torch.get_default_device())
-
-
-def embedding(count: int, width: int) -> nn.Embedding:
-    """An embedding whose weights wait for `start`."""
-    return nn.Embedding(count, width, _weight=torch.empty(count, width))
-
-
-def start(module: nn.Module, last: nn.Module, generator: torch.Generator | None) -> None:
-    """Initial weights of a nowcaster: normal with variance 1/fan_in, biases zero.
-
-    Embeddings and the last layer have deviation 0.02, so that training begins close to the forecast that nothing moves.
-    """
-    for part in module.modules():
-        if isinstance(part, (nn.Linear, nn.Embedding)):
-            small = part is last or isinstance(part, nn.Embedding)
-            nn.init.normal_(part.weight, std=0.02 if small else part.weight.shape[1] ** -0.5, generator=generator)
-        if isinstance(part, nn.Linear):
-            nn.init.zeros_(part.bias)
-
-
-def one_horizon(layer: nn.Linear, k: int | None, horizons: int, features: int = 1, used: int = 1) -> nn.Module:
-    """A last layer cut down to the outputs that are wanted.
-
-    Args:
-        layer: outputs are features by horizons, features first.
-        k: the horizon; None keeps all.
-        horizons: how many the layer has.
-        features: how many it has.
-        used: how many of them are wanted, the first ones.
-    """
-    if k is None and used == features:
-        return layer
-    chosen = slice(None) if k is None else slice(k - 1, k)
-    return _Cut(
-        layer.weight.unflatten(0, (features, horizons))[:used, chosen].flatten(0, 1),
-        layer.bias.unflatten(0, (features, horizons))[:used, chosen].flatten(),
-    )
-
-
-class _Cut(nn.Module):
-    """Some rows of a linear layer, with their gradients."""
-
-    def __init__(self, weight: Tensor, bias: Tensor):
-        super().__init__()
-        self.rows = (weight, bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, *self.rows)
+        if history.shape[1] != self.context:
+            raise ValueError(f"history has {history.shape[1]} states, {type(self).__name__} wants {self.context}.")
+        if not 1 <= k <= self.horizons:
+            raise ValueError(f"k must lie in 1..{self.horizons}, got {k}.")
+        scaled, width = standardise(history, graph)
+        own = next(self.parameters(), history)
+        change = self.changes(scaled.to(own), graph, k)[:, 0].to(history)
+        return history[:, -1] + width * change
 
 
 class LinearNowcaster(Nowcaster):
-    """Extrapolates each weight by the least-squares polynomial through its last states.
-
-    The polynomial's slope and curvature are used, not its value at the last state: the forecast starts where the
-    weights are. It is exact on weights that move on a polynomial of its order.
+    """Continues the least-squares polynomial of each weight: nothing to learn.
 
     Args:
-        order: of the polynomial; 1 is a line, 0 forecasts that nothing moves (a control).
-        context: number of states.
+        order: degree of the polynomial, below `context`; 0 forecasts that nothing moves.
+        context: as `Nowcaster`.
+        horizons: as `Nowcaster`.
 
     Raises:
-        ValueError: if the order is negative or too high for so many states.
+        ValueError: if the order is negative or not below the context.
 
-    Source: Knyazev et al. 2025, baseline "LFit".
+    Source: Knyazev et al. 2025, baseline "linear fit".
     """
 
-    def __init__(self, order: int = 1, *, context: int = 5):
-        super().__init__()
+    def __init__(self, order: int = 1, *, context: int = 5, horizons: int = 40):
+        super().__init__(context, horizons)
         if not 0 <= order < context:
-            raise ValueError(f"A polynomial through {context} states has order 0 to {context - 1}, got {order}.")
-        self.order, self.context, self.horizons = order, context, None
+            raise ValueError(f"order must lie in 0..{context - 1} (below the context), got {order}.")
+        self.order = order
+        times = torch.arange(1 - context, horizons + 1, dtype=torch.float64)  # the last state is at 0
+        powers = times[:, None] ** torch.arange(order + 1)
+        fit = torch.linalg.pinv(powers[:context])  # coefficients from states
+        self.register_buffer("weights", (powers[context:] - powers[context - 1]) @ fit, persistent=False)
 
-    def displacements(
-        self, scaled: Float[Tensor, "*batch weights context"], graph: NeuralGraph, k: int | None = None
-    ) -> Float[Tensor, "*batch weights horizons"]:
-        """As `Nowcaster.displacements`; k must be given, for there is no largest one.
+    weights: Float[Tensor, "horizons context"]
 
-        Raises:
-            ValueError: if k is None.
-        """
-        if k is None:
-            raise ValueError("A LinearNowcaster has no largest horizon: pass k.")
-        times = torch.arange(1 - self.context, 1, dtype=torch.float64)
-        powers = torch.arange(self.order + 1)
-        fit = torch.linalg.pinv(times[:, None] ** powers)  # from states to coefficients of 1, t, t^2, ...
-        # The polynomial at k less the polynomial at 0, where only the constant is left.
-        weights = (float(k) ** powers.double() * (powers > 0)) @ fit
-        return (scaled @ weights.to(scaled))[..., None]
+    def changes(
+        self, scaled: Float[Tensor, "weights {self.context}"], graph: NeuralGraph, k: int | None = None
+    ) -> Float[Tensor, "weights ahead"]:
+        """See `Nowcaster.changes`."""
+        chosen = self.weights if k is None else self.weights[k - 1 : k]
+        # From the last state, so that what stands still is forecast to stand still exactly.
+        return (scaled - scaled[:, -1:]) @ chosen.to(scaled).T
 
 
 class MLPNowcaster(Nowcaster):
-    """WNN+: one perceptron for every weight, which sees its scaled states and its kind.
+    """A network that looks at the history of each weight alone, and at the kind of layer it is in (WNN+).
+
+        h = W z + type;     a = MLP_4(h), SiLU between its layers
+
+    It starts as the forecast that nothing moves.
 
     Args:
-        hid: width.
-        layers: of the perceptron after the first linear one.
-        context: number of states.
-        horizons: number of outputs, the largest k.
+        hid: units of a hidden layer.
+        horizons: as `Nowcaster`.
+        context: as `Nowcaster`.
         generator: source of the initial weights.
 
     Raises:
         ValueError: if a size is less than 1.
 
-    Source: Knyazev et al. 2025, sec. 4, after the weight nowcaster of Jang et al. 2023.
+    Source: Jang et al. 2023 (WNN), with the changes of Knyazev et al. 2025, sec. 4.
     """
 
     def __init__(
-        self,
-        hid: int = 128,
-        *,
-        layers: int = 4,
-        context: int = 5,
-        horizons: int = 40,
-        generator: torch.Generator | None = None,
+        self, hid: int = 128, horizons: int = 40, *, context: int = 5, generator: torch.Generator | None = None
     ):
-        super().__init__()
-        check_sizes(hid=hid, layers=layers, context=context - 1, horizons=horizons)
-        self.context, self.horizons = context, horizons
-        self.kind = embedding(KINDS, hid)
-        self.states = linear(context, hid)
-        self.head = perceptron(*[hid] * layers, horizons)
-        start(self, self.head[-1], generator)
+        super().__init__(context, horizons)
+        self.history = linear(context, hid, generator=generator)
+        self.types = embedding(KINDS, hid, generator)
+        hidden = [layer for _ in range(3) for layer in (linear(hid, hid, generator=generator), nn.SiLU())]
+        self.body = nn.Sequential(*hidden)
+        self.out = zero_linear(hid, horizons)
 
-    def displacements(
-        self, scaled: Float[Tensor, "*batch weights context"], graph: NeuralGraph, k: int | None = None
-    ) -> Float[Tensor, "*batch weights horizons"]:
-        """As `Nowcaster.displacements`."""
-        kinds: Int64[Tensor, " weights"] = graph.weight_type
-        hidden = self.states(scaled.to(self.states.weight)) + self.kind(kinds)
-        last = self.head[-1]
-        assert isinstance(last, nn.Linear) and self.horizons is not None
-        return one_horizon(last, k, self.horizons)(self.head[:-1](hidden))
+    def changes(
+        self, scaled: Float[Tensor, "weights {self.context}"], graph: NeuralGraph, k: int | None = None
+    ) -> Float[Tensor, "weights ahead"]:
+        """See `Nowcaster.changes`."""
+        hidden = self.body(self.history(scaled) + self.types(graph.weight_type.to(scaled.device)))
+        if k is None:
+            return self.out(hidden)
+        return apply_linear(hidden, self.out.weight[k - 1 : k], self.out.bias[k - 1 : k])
 
 
-def check_sizes(**sizes: int) -> None:
-    """Refuse sizes less than 1, by their names.
-
-    Raises:
-        ValueError: if there are any.
-    """
-    wrong = {name: size for name, size in sizes.items() if size < 1}
-    if wrong:
-        raise ValueError(f"Sizes must be at least 1 (context at least 2), got {sizes}: {', '.join(wrong)} too small.")
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer of zeros."""
+    layer = nn.Linear(inputs, outputs, device="meta").to_empty(device=torch.get_default_device())  # nothing drawn
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer

@@ -1,7 +1,7 @@
 """A network as a graph of its neurons: what a nowcaster reads.
 
-    node                 a neuron (a channel, an attention dimension, a word, a position), an attention head, or the
-                         constant 1 that feeds a bias or a norm's weight
+    node                 a neuron (a channel, an attention dimension, a word, a position), a head, or the constant 1
+                         that feeds a bias or a norm's weight
     edge i -> j          the weights by which i drives j: one, or up to 9 of a convolution's kernel
     edges of structure   no weights, a constant instead: 1 for a residual branch and for an attention head, 2 for every
                          node to itself
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-__all__ = ["EDGE_TYPES", "NODE_KINDS", "NORMS", "NeuralGraph", "weight_table"]
+__all__ = ["EDGE_TYPES", "NODE_KINDS", "NeuralGraph", "loose_weights", "neural_graph", "weight_table"]
 
 EDGE_TYPES = {
     "linear": 1,
@@ -97,9 +97,10 @@ class NeuralGraph:
         """Table of some of the weights without connections, for nowcasters that look at each weight alone."""
         return _table({}, self.weight_type[chosen])
 
-    def at(self, node_pos: Float[Tensor, "nodes eigenvectors"]) -> "NeuralGraph":
-        """The graph with other eigenvectors."""
-        return replace(self, node_pos=node_pos)
+    def flipped(self, generator: torch.Generator | None = None) -> "NeuralGraph":
+        """The graph with random signs of its eigenvectors."""
+        signs = torch.randint(2, (self.node_pos.shape[1],), generator=generator) * 2 - 1
+        return replace(self, node_pos=self.node_pos * signs.to(self.node_pos))
 
     def on_edges(self, values: Float[Tensor, "*batch weights states"]) -> Float[Tensor, "*batch edges features states"]:
         """Write values of the weights on the edges, constants on the edges of structure, 0 where there is no weight."""
@@ -117,6 +118,40 @@ class NeuralGraph:
         places = self.edge_weights[held]
         found = values.new_zeros(*values.shape[:-3], self.weights, values.shape[-1])
         return found.index_copy(found.dim() - 2, places, values[..., held, :])
+
+
+def neural_graph(net: nn.Module, *, features: int = 9, eigenvectors: int = 8) -> NeuralGraph:
+    """Trace a network with torch.fx and connect its neurons.
+
+    It knows Linear, Conv, batch, instance, layer, group and RMS norms, Embedding, MultiheadAttention, parameters that
+    are added to or multiplied with the channels, sums and products of branches (the edges of a residual), and any layer
+    without parameters that keeps the channels or flattens them. Weights that are used twice (tied embeddings, shared
+    layers) appear once, and their second use joins the neurons at both ends.
+
+    Inside attention, query i drives dimension d of head h, which drives key i; the dimensions of a head drive the
+    head's node, and that node drives the head's values: queries and keys meet within a head only.
+
+    Args:
+        net: any network that torch.fx can trace; no example input is needed.
+        features: at most so many weights on one edge; larger kernels lie on parallel edges.
+        eigenvectors: of the Laplacian, for `node_pos`; 0 leaves them out.
+
+    Raises:
+        TypeError: if the net cannot be traced, or a parameter stands in a module or function that the graph does not
+            know; both are named.
+        ValueError: if the net has no parameters, or a number is out of range.
+
+    Source: Knyazev et al. 2025, sec. 3; Kofinas et al. 2024. The layout inside attention is ours: the paper's text
+        leaves it open.
+    """
+    # Here, because tracing needs the dataclass above.
+    from neuropil.learning.nowcast.positions import laplacian_positions  # noqa: PLC0415
+    from neuropil.learning.nowcast.tracing import trace  # noqa: PLC0415
+
+    if features < 1 or eigenvectors < 0:
+        raise ValueError(f"features must be at least 1 and eigenvectors at least 0, got {features} and {eigenvectors}.")
+    graph = trace(net, weight_table(net), features)
+    return replace(graph, node_pos=laplacian_positions(graph.edge_index, graph.nodes, eigenvectors))
 
 
 def weight_table(net: nn.Module) -> NeuralGraph:
@@ -156,6 +191,11 @@ def _kind(module: nn.Module, own: str, words: bool) -> str:
     if isinstance(module, NORMS):
         return "norm"
     return "linear" if isinstance(module, nn.Linear) else "bias"
+
+
+def loose_weights(kinds: Int64[Tensor, " weights"]) -> NeuralGraph:
+    """Weights of some kinds that belong to no parameter: what a batch of weights of several networks is."""
+    return _table({}, kinds)
 
 
 def _table(slices: dict[str, slice], kinds: Tensor) -> NeuralGraph:

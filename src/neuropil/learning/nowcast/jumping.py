@@ -1,84 +1,95 @@
-"""Nowcasting in training: every so many steps, jump to where the weights are going.
+"""Nowcasting in training: every so often the weights jump to where a nowcaster says they will be.
 
-With a period of T steps and c states, a state is kept every d = T/c steps. When c are kept they are forecast k states
-ahead, k d steps' worth, the weights jump there, and the states are forgotten. Early jumps reach far, late ones less:
+    every d = period / context steps     keep a state of the weights
+    with `context` states                theta <- theta_hat(k),  forget the states, keep the optimizer's moments
+    call n of N = max_steps / period     k_n = round((sqrt(K) + (1 - sqrt(K)) (n - 1) / (N - 1))^2),  K horizons
 
-    k_n = round( linspace(sqrt(K), 1, N)_n ^2 ),    N = max_steps / T,    K = 40: 40 33 26 21 16 11 8 5 3 1 for N = 10
+k counts states, d steps each: early calls look far ahead, late ones next to nothing. A power other than 2 takes the
+place of the square and its root.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import update_bn
 
 from neuropil.learning.nowcast.forecasts import Nowcaster
-from neuropil.learning.nowcast.graph import NeuralGraph, weight_table
-from neuropil.learning.nowcast.tracing import neural_graph
+from neuropil.learning.nowcast.graph import NeuralGraph, neural_graph, weight_table
 
-__all__ = ["Nowcasting", "jump_schedule"]
+__all__ = ["Jump", "Nowcasting", "jump_schedule", "refresh_statistics", "weight_vector"]
 
 
-def jump_schedule(calls: int, horizon: int = 40, power: float = 2.0) -> list[int]:
-    """How many states ahead each jump goes, from `horizon` down to 1.
+class Jump(NamedTuple):
+    """One call of the nowcaster.
+
+    Attributes:
+        step: of the optimizer after which it came.
+        k: states that it looked ahead.
+        kept: whether the forecast was kept; False where the guard reverted it.
+        before: loss at the old weights; None without a guard.
+        after: loss at the forecast; None without a guard.
+    """
+
+    step: int
+    k: int
+    kept: bool = True
+    before: float | None = None
+    after: float | None = None
+
+
+def jump_schedule(horizons: int, calls: int, power: float = 2.0) -> list[int]:
+    """How far each call looks ahead: from all horizons down to 1.
 
     Args:
-        calls: number of jumps.
-        horizon: of the first.
-        power: 1 falls on a line, 2 on a parabola.
+        horizons: at the first call, at least 1.
+        calls: how many there will be; the first has the full horizon even where it is the only one.
+        power: of the decay, above 0; 1 is a straight line.
 
     Raises:
-        ValueError: if calls or horizon is less than 1, or the power is not positive.
-
-    Source: Knyazev et al. 2025, sec. 4.2.
+        ValueError: if a number is out of range.
     """
-    if calls < 1 or horizon < 1 or power <= 0:
-        raise ValueError(f"calls and horizon must be at least 1, power above 0; got {calls}, {horizon} and {power}.")
-    return [round(value) for value in (np.linspace(horizon ** (1 / power), 1, calls) ** power).tolist()]
+    if horizons < 1 or calls < 1 or power <= 0:
+        raise ValueError(
+            f"horizons and calls must be at least 1 and power above 0, got {horizons}, {calls} and {power}."
+        )
+    return [int(k) for k in (np.linspace(horizons ** (1 / power), 1, calls) ** power).round()]
+
+
+def weight_vector(net: nn.Module) -> Float[Tensor, " weights"]:
+    """A copy of all parameters as one vector, in the order of `named_parameters`, on the CPU."""
+    return torch.cat([parameter.detach().reshape(-1).cpu() for parameter in net.parameters()])
 
 
 class Nowcasting:
-    """Jumps of the weights, stepped after the optimizer.
-
-    ```
-    nowcasting = Nowcasting(net, optimizer, nowcaster)
-    for x, y in batches:
-        rule.learn(x, y, optimizer)        # or zero_grad, backward, step
-        nowcasting.step()
-    ```
-
-    It reads weights alone, so any learning rule and any optimizer will do. Parameters that need no gradient are seen
-    but never moved. Statistics of batch norms are no weights: after a jump they belong to the weights before, until
-    `refresh` estimates them anew.
+    """Lets the weights of any training jump ahead; stepped after the optimizer.
 
     Args:
-        net: the network.
-        optimizer: its optimizer; its moments stay as they are after a jump, unless `reset` clears them.
+        net: the network in training.
+        optimizer: that trains it.
         nowcaster: forecasts the weights.
-        period: steps from one jump to the next.
-        context: states to look at.
-        max_steps: of the training; sets the number of jumps over which the horizon falls.
-        power: of the schedule.
-        horizon: of the first jump, in states; None is the nowcaster's largest, or 40.
-        guard: the loss to watch, without arguments: a jump that raises it, or is not finite, is taken back.
-        refresh: makes batches of inputs, from which the running statistics of batch norms are estimated after a jump.
-        reset: clear the optimizer's state after a jump.
+        period: optimizer steps a call, a multiple of the nowcaster's context.
+        max_steps: optimizer steps of the whole training: sets the schedule. Later calls look one state ahead.
+        power: of the schedule's decay.
+        horizons: of the first call; None takes all that the nowcaster has.
+        guard: the loss at the present weights; a jump that raises it, or makes it other than a number, is taken back.
+        reset_moments: whether the optimizer forgets its state at a jump.
+        batches: inputs by which batch norms renew their running statistics after a jump; None leaves them.
+        graph: of the network; None makes it.
 
     Attributes:
-        schedule: states ahead, jump by jump; the last one goes on.
-        steps: taken so far.
-        jumps: steps after which the weights jumped.
-        rejected: steps after which the guard took a jump back.
+        steps: of the optimizer so far.
+        jumps: what was done at each call.
 
     Raises:
-        ValueError: if the period is no multiple of the context, the nowcaster looks at another number of states, or a
-            number is out of range.
-        TypeError: if the nowcaster needs a graph of a net that `neural_graph` does not know.
+        TypeError: as `neural_graph`, for nowcasters that need one.
+        ValueError: if the period is no multiple of the context, or a number is out of range.
 
-    Source: Knyazev et al. 2025, algorithm 1. There the jump takes the place of a gradient step; here it follows one.
+    Source: Knyazev et al. 2025, sec. 3. There the states are taken before the optimizer's step, and the step of a call
+        has none; here both come after it.
     """
 
     def __init__(
@@ -88,128 +99,125 @@ class Nowcasting:
         nowcaster: Nowcaster,
         *,
         period: int = 1000,
-        context: int = 5,
         max_steps: int = 10_000,
         power: float = 2.0,
-        horizon: int | None = None,
+        horizons: int | None = None,
         guard: Callable[[], Tensor | float] | None = None,
-        refresh: Callable[[], Iterable[Tensor]] | None = None,
-        reset: bool = False,
+        reset_moments: bool = False,
+        batches: Iterable[Tensor] | None = None,
+        graph: NeuralGraph | None = None,
     ):
-        if context < 2 or period < context or period % context:
-            raise ValueError(f"period must be a multiple of context (at least 2), got {period} and {context}.")
-        if nowcaster.context != context:
-            raise ValueError(f"The nowcaster looks at {nowcaster.context} states, context is {context}.")
-        largest = nowcaster.horizons
-        if horizon is not None and largest is not None and horizon > largest:
-            raise ValueError(f"The nowcaster's largest horizon is {largest}, got {horizon}.")
+        context = nowcaster.context
+        if period < context or period % context:
+            raise ValueError(f"period must be a multiple of the nowcaster's context of {context} states, got {period}.")
+        if horizons is not None and not 1 <= horizons <= nowcaster.horizons:
+            raise ValueError(f"horizons must lie in 1..{nowcaster.horizons}, got {horizons}.")
+        if isinstance(batches, Iterator):
+            raise ValueError("batches are used at every jump: pass a list or a loader, not an iterator.")
         self.net, self.optimizer, self.nowcaster = net, optimizer, nowcaster
-        self.period, self.context = period, context
-        self.schedule = jump_schedule(max(1, max_steps // period), horizon or largest or 40, power)
-        self.guard, self.refresh, self.reset = guard, refresh, reset
-        features = getattr(nowcaster, "features", 9)
-        self.graph = neural_graph(net, features=features) if nowcaster.needs_graph else weight_table(net)
+        self.schedule = jump_schedule(horizons or nowcaster.horizons, max(1, max_steps // period), power)
+        self.every = period // context
+        self.guard, self.reset_moments, self.batches = guard, reset_moments, batches
+        make = neural_graph if nowcaster.connected else weight_table
+        self.graph = make(net) if graph is None else graph
         self.steps = 0
         self.states: list[Tensor] = []
-        self.jumps: list[int] = []
-        self.rejected: list[int] = []
+        self.jumps: list[Jump] = []
 
+    @torch.no_grad()
     def step(self) -> bool:
-        """Count a step, keep a state when one is due, and jump when enough are kept.
+        """Count a step of the optimizer; keep a state or jump where it is time.
 
         Returns:
-            Whether the weights jumped.
+            Whether the weights are now those of a forecast.
 
         Raises:
-            ValueError: if the forecast is not finite and there is no guard; the weights are as they were.
+            FloatingPointError: if the forecast is not finite; the weights stay as they were.
+            ValueError: if the network's parameters are no longer those of the graph.
         """
         self.steps += 1
-        if self.steps % (self.period // self.context):
+        if self.steps % self.every:
             return False
-        self.states.append(self.weights())
-        if len(self.states) < self.context:
+        self.states.append(weight_vector(self.net))
+        if len(self.states) < self.nowcaster.context:
             return False
-        call = self.steps // self.period - 1
-        return self.jump(self.schedule[min(call, len(self.schedule) - 1)])
+        states, self.states = self.states, []
+        call = len(self.jumps)
+        k = self.schedule[call] if call < len(self.schedule) else 1
+        forecast = self._forecast(states, k)
+        jump = Jump(self.steps, k)
+        if self.guard is None:
+            self._write(forecast)
+        else:
+            before = float(self.guard())
+            self._write(forecast)
+            after = float(self.guard())
+            jump = Jump(self.steps, k, after <= before, before, after)  # NaN is not kept
+            if not jump.kept:
+                self._write(states[-1])
+        self.jumps.append(jump)
+        if jump.kept:
+            self._settle()
+        return jump.kept
 
-    @torch.no_grad()
-    def jump(self, k: int) -> bool:
-        """Jump k states ahead now, and forget the states.
-
-        Returns:
-            Whether the weights jumped: False if the guard took it back.
-
-        Raises:
-            ValueError: if fewer than `context` states are kept, k is out of range, or the forecast is not finite and
-                there is no guard; the weights are as they were.
-        """
-        if len(self.states) < self.context:
-            raise ValueError(f"A jump needs {self.context} states, {len(self.states)} are kept.")
-        history, self.states = torch.stack(self.states, dim=1), []
-        before, forecast = history[:, -1], self.forecast(history, k)
+    def _forecast(self, states: list[Tensor], k: int) -> Tensor:
+        device = next(self.nowcaster.parameters(), next(self.net.parameters())).device
+        forecast = self.nowcaster(torch.stack(states, dim=1).to(device), self.graph, k)
         if not bool(forecast.isfinite().all()):
-            return self._not_finite(forecast, k)
-        watched = None if self.guard is None else float(self.guard())
-        self.write(forecast)
-        # Not "rises above": a loss that is NaN after the jump compares as neither.
-        if self.guard is not None and watched is not None and not float(self.guard()) <= watched:
-            self.write(before)
-            self.rejected.append(self.steps)
-            return False
-        self.jumps.append(self.steps)
-        if self.reset:
-            self.optimizer.state.clear()
-        if self.refresh is not None:
-            update_bn(self.refresh(), self.net)
-        return True
+            raise FloatingPointError(
+                f"{type(self.nowcaster).__name__} forecasts {int((~forecast.isfinite()).sum())} weights that are not "
+                f"finite, {k} states ahead of step {self.steps}; the weights are left as they were."
+            )
+        return forecast
 
-    def forecast(self, history: Tensor, k: int) -> Tensor:
-        """Forecast of the flat vector of weights, computed where the nowcaster lives."""
-        parameter = next(self.nowcaster.parameters(), None)
-        device = history.device if parameter is None else parameter.device
-        self.graph: NeuralGraph = self.graph.to(device)
-        return self.nowcaster(history.to(device), self.graph, k).to(history)
+    def _write(self, vector: Tensor) -> None:
+        parts = vector.split([parameter.numel() for parameter in self.net.parameters()])
+        for parameter, part in zip(self.net.parameters(), parts, strict=True):
+            if parameter.requires_grad:  # what is frozen stays
+                parameter.copy_(part.view_as(parameter))
 
-    @torch.no_grad()
-    def weights(self) -> Tensor:
-        """The flat vector of weights, on the CPU, in at least single precision."""
-        flat = torch.cat([parameter.detach().flatten().cpu() for parameter in self.net.parameters()])
-        return flat if flat.dtype == torch.float64 else flat.float()
-
-    @torch.no_grad()
-    def write(self, flat: Tensor) -> None:
-        """Set the parameters that learn from a flat vector of weights."""
-        for parameter, span in zip(self.net.parameters(), self.graph.param_slices.values(), strict=True):
-            if parameter.requires_grad:
-                parameter.copy_(flat[span].view_as(parameter))
+    def _settle(self) -> None:
+        if self.reset_moments:
+            for parameter in self.net.parameters():
+                self.optimizer.state.pop(parameter, None)
+        if self.batches is not None:
+            refresh_statistics(self.net, self.batches)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is needed to go on: steps, kept states, jumps."""
-        return {
-            "steps": self.steps,
-            "states": list(self.states),
-            "jumps": list(self.jumps),
-            "rejected": list(self.rejected),
-        }
+        """What a resumed training needs: tensors and plain numbers."""
+        return {"steps": self.steps, "states": list(self.states), "jumps": [tuple(jump) for jump in self.jumps]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`.
-
-        Raises:
-            ValueError: if a state has another number of weights than the net.
-        """
-        for kept in state["states"]:
-            if kept.shape != (self.graph.weights,):
-                raise ValueError(f"A kept state has shape {tuple(kept.shape)}, the net {self.graph.weights} weights.")
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`."""
         self.steps = int(state["steps"])
-        self.states, self.jumps, self.rejected = (list(state[name]) for name in ("states", "jumps", "rejected"))
+        self.states = list(state["states"])
+        self.jumps = [Jump(*jump) for jump in state["jumps"]]
 
-    def _not_finite(self, forecast: Tensor, k: int) -> bool:
-        if self.guard is not None:
-            self.rejected.append(self.steps)
-            return False
-        wrong = [name for name, span in self.graph.param_slices.items() if not bool(forecast[span].isfinite().all())]
-        raise ValueError(
-            f"The forecast {k} states ahead after step {self.steps} is not finite in {', '.join(wrong)}; "
-            "the weights are as they were."
-        )
+
+@torch.no_grad()
+def refresh_statistics(net: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Compute the running statistics of batch norms anew, as means over batches; nothing else of the net changes.
+
+    Args:
+        net: any network; dropout is off meanwhile.
+        batches: inputs.
+    """
+    kinds = nn.modules.batchnorm._BatchNorm
+    norms = [module for module in net.modules() if isinstance(module, kinds) and module.track_running_stats]
+    if not norms:
+        return
+    modes = {module: module.training for module in net.modules()}
+    momenta = [norm.momentum for norm in norms]
+    net.eval()
+    for norm in norms:
+        norm.train()
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over batches
+    try:
+        for batch in batches:
+            net(batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode

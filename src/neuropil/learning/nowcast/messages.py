@@ -1,68 +1,110 @@
-"""NiNo: a nowcaster whose weights talk to each other through the neurons between them.
+"""Forecasts by a graph network over the neurons: a weight hears from the weights around it.
 
-    edges   e = W_e [w~ of the edge's weights] + embedding of its kind
-    nodes   x = W_p [Laplacian eigenvectors] + embeddings of the node's kind and word
+    e_ij = W h_ij + type_ij          h_ij: the scaled states of the weights on edge i -> j
+    x_i  = W pos_i + kind_i + word_i
 
-and in every round, over the edges s -> t with (scale, shift) = W e,
+    round:  m_ij = scale(e_ij) (U [x_j, x_i]) + shift(e_ij)                 at the receiver j, from the sender i
+            x_j <- SiLU(V V' [x_j, mean over incoming m_ij])
+            e_ij <- W' SiLU(W_e e_ij + W_s x_i + W_t x_j)
 
-    m_e = scale * (A [x_t, x_s]) + shift
-    x_t <- SiLU(C (B [x_t, mean over incoming m]))
-    e   <- U SiLU(V_e e + V_s x_s + V_t x_t)
+    forecast:  a = MLP_2(e_ij), one number a horizon and weight of the edge
 
-Last, a perceptron reads from e the displacement of every weight of the edge at every horizon. With messages along the
-arrows alone an input neuron would never hear of the layers above it, so each round also sends messages against them,
-with an A of its own, and B reads both means. No round treats one neuron of a layer unlike another: without
-eigenvectors, exchanging hidden neurons in all states exchanges the forecast.
+Neurons with only outgoing edges (inputs) never hear anything that way; with `both_ways` every neuron also gets the mean
+of messages along its outgoing edges, by weights of their own. Neurons have no names here, so that permuting the hidden
+neurons in all states permutes the forecast: exactly without positions, to their signs and multiplicities with them.
 """
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.nn.functional import linear as apply_linear
 from torch.nn.functional import silu
 
-from neuropil.learning.nowcast.forecasts import (
-    KINDS,
-    Nowcaster,
-    check_sizes,
-    embedding,
-    linear,
-    one_horizon,
-    perceptron,
-    start,
-)
+from neuropil.learning.networks import linear
+from neuropil.learning.nowcast.forecasts import KINDS, Nowcaster, embedding, zero_linear
 from neuropil.learning.nowcast.graph import NODE_KINDS, NeuralGraph
 
 __all__ = ["GraphNowcaster"]
 
 
-class GraphNowcaster(Nowcaster):
-    """Message passing over the neural graph.
+class Round(nn.Module):
+    """One exchange: edges to neurons, neurons to edges.
 
     Args:
-        hid: width of nodes and edges.
-        layers: rounds of messages. The official network's last round updates no edge, so nothing of it reaches the
-            forecast: its 3 layers are 2 rounds here.
-        context: number of states.
-        horizons: number of outputs, the largest k.
-        features: weights on one edge, at most.
-        eigenvectors: of the Laplacian that a node knows; 0 keeps neurons of a layer exchangeable.
-        kinds: whether a node knows its kind (input, hidden, output, constant, head).
-        words: size of an embedding of words, for nets with a vocabulary that is always the same; 0 for none.
-        both_ways: whether messages also go against the arrows.
+        hid: features of a neuron and of an edge.
+        both_ways: whether messages also run against the edges.
+        generator: source of the initial weights.
+    """
+
+    def __init__(self, hid: int, both_ways: bool, generator: torch.Generator | None):
+        super().__init__()
+        ways = 2 if both_ways else 1
+        self.messages = nn.ModuleList([linear(2 * hid, hid, generator=generator) for _ in range(ways)])
+        self.modulations = nn.ModuleList([linear(hid, 2 * hid, generator=generator) for _ in range(ways)])
+        self.update = linear(2 * hid, hid, generator=generator)
+        self.mix = linear(hid, hid, generator=generator)
+        self.edge_own = linear(hid, hid, generator=generator)
+        self.edge_source = linear(hid, hid, generator=generator)
+        self.edge_target = linear(hid, hid, generator=generator)
+        self.edge_out = linear(hid, hid, generator=generator)
+
+    def forward(
+        self, x: Float[Tensor, "nodes hid"], e: Float[Tensor, "edges hid"], ends: Int64[Tensor, "2 edges"]
+    ) -> tuple[Float[Tensor, "nodes hid"], Float[Tensor, "edges hid"]]:
+        """Neurons and edges after the exchange."""
+        source, target = ends
+        heard = torch.zeros_like(x)
+        ways = ((target, source), (source, target))
+        for (receiver, sender), message, modulation in zip(ways, self.messages, self.modulations, strict=False):
+            weight, bias = message.parameters()
+            at_receiver, at_sender = weight.chunk(2, dim=1)  # before the edges: there are fewer neurons
+            sent = apply_linear(x, at_receiver, bias)[receiver] + apply_linear(x, at_sender)[sender]
+            scale, shift = modulation(e).chunk(2, dim=-1)
+            heard = heard + mean_at(receiver, scale * sent + shift, len(x))
+        x = silu(self.mix(self.update(torch.cat([x, heard], dim=-1))))
+        mixed = self.edge_own(e) + self.edge_source(x)[source] + self.edge_target(x)[target]
+        return x, self.edge_out(silu(mixed))
+
+
+def mean_at(
+    receiver: Int64[Tensor, " edges"], messages: Float[Tensor, "edges hid"], nodes: int
+) -> Float[Tensor, "nodes hid"]:
+    """Mean of the messages at every node, 0 where there are none."""
+    count = torch.bincount(receiver, minlength=nodes).clamp(min=1).to(messages)
+    return messages.new_zeros(nodes, messages.shape[1]).index_add(0, receiver, messages) / count[:, None]
+
+
+class GraphNowcaster(Nowcaster):
+    """A graph network that looks at all weights and how their neurons are connected (NiNo).
+
+    It starts as the forecast that nothing moves.
+
+    Args:
+        hid: features of a neuron and of an edge.
+        layers: exchanges between edges and neurons. The official net of "3 layers" has 2: no edge reads the neurons
+            after its third.
+        horizons: as `Nowcaster`.
+        context: as `Nowcaster`.
+        features: at most so many weights on an edge: 9 of a 3x3 kernel.
+        eigenvectors: columns of `node_pos` that a neuron starts from; 0 leaves positions out.
+        kinds: whether a neuron starts from its kind too (input, hidden, output, constant, head).
+        words: size of the vocabulary whose words have features of their own; 0 leaves them out.
+        both_ways: whether messages also run against the edges.
         generator: source of the initial weights.
 
     Raises:
-        ValueError: if a size is out of range, or a node would know nothing.
+        ValueError: if a size is out of range.
 
-    Source: Knyazev et al. 2025, sec. 3.2; node kinds and messages against the arrows are ours.
+    Source: Knyazev et al. 2025, sec. 3 and 4; Kofinas et al. 2024 for the exchange; both directions and kinds of
+        neurons are ours.
     """
 
-    needs_graph = True
+    connected = True
 
     def __init__(
         self,
         hid: int = 128,
-        layers: int = 3,
+        layers: int = 2,
         horizons: int = 40,
         *,
         context: int = 5,
@@ -73,139 +115,65 @@ class GraphNowcaster(Nowcaster):
         both_ways: bool = True,
         generator: torch.Generator | None = None,
     ):
-        super().__init__()
-        check_sizes(hid=hid, layers=layers, context=context - 1, horizons=horizons, features=features)
-        if eigenvectors < 0 or words < 0 or not (eigenvectors or kinds or words):
-            raise ValueError(
-                f"A node must know something: eigenvectors {eigenvectors}, kinds {kinds} and words {words} given."
-            )
-        self.context, self.horizons, self.features, self.eigenvectors = context, horizons, features, eigenvectors
-        self.edge_kind = embedding(KINDS, hid)
-        self.edge_states = linear(features * context, hid)
-        self.position = linear(eigenvectors, hid) if eigenvectors else None
-        self.node_kind = embedding(len(NODE_KINDS), hid) if kinds else None
-        self.word = embedding(words + 1, hid) if words else None
-        self.rounds = nn.ModuleList(Round(hid, both_ways) for _ in range(layers))
-        self.head = perceptron(hid, hid, features * horizons)
-        start(self, self.head[-1], generator)
+        super().__init__(context, horizons)
+        if layers < 1 or features < 1 or eigenvectors < 0 or words < 0:
+            sizes = f"layers {layers}, features {features}, eigenvectors {eigenvectors}, words {words}"
+            raise ValueError(f"layers and features must be at least 1, eigenvectors and words at least 0; got {sizes}.")
+        self.hid = hid
+        self.features = features
+        self.eigenvectors = eigenvectors
+        self.history = linear(features * context, hid, generator=generator)
+        self.types = embedding(KINDS, hid, generator)
+        self.positions = linear(eigenvectors, hid, generator=generator) if eigenvectors else None
+        self.kinds = embedding(len(NODE_KINDS), hid, generator) if kinds else None
+        self.words = embedding(words + 1, hid, generator) if words else None
+        self.rounds = nn.ModuleList([Round(hid, both_ways, generator) for _ in range(layers)])
+        self.body = nn.Sequential(linear(hid, hid, generator=generator), nn.SiLU())
+        self.out = zero_linear(hid, features * horizons)
 
-    def displacements(
-        self, scaled: Float[Tensor, "*batch weights context"], graph: NeuralGraph, k: int | None = None
-    ) -> Float[Tensor, "*batch weights horizons"]:
-        """As `Nowcaster.displacements`.
+    def changes(
+        self, scaled: Float[Tensor, "weights {self.context}"], graph: NeuralGraph, k: int | None = None
+    ) -> Float[Tensor, "weights ahead"]:
+        """See `Nowcaster.changes`.
 
         Raises:
-            ValueError: if the graph has no nodes, wider edges, fewer eigenvectors or more words than the nowcaster.
+            ValueError: if the graph has no edges, wider ones than `features`, or fewer eigenvectors than wanted.
         """
-        self.check(graph)
-        used, edge = graph.features, self.edge_states
-        placed = graph.on_edges(scaled.to(edge.weight)).flatten(-2)
-        edges = nn.functional.linear(placed, edge.weight[:, : used * self.context], edge.bias)
-        edges = edges + self.edge_kind(graph.edge_type)
-        nodes = self.known(graph).expand(*edges.shape[:-2], graph.nodes, edges.shape[-1])
-        means = Means(graph.edge_index, graph.nodes, edges)
-        for layer in self.rounds:
-            nodes, edges = layer(nodes, edges, means)
-        last = self.head[-1]
-        assert isinstance(last, nn.Linear) and self.horizons is not None
-        moved = one_horizon(last, k, self.horizons, self.features, used)(self.head[:-1](edges))
-        return graph.on_weights(moved.unflatten(-1, (used, -1)))
+        self._check(graph)
+        graph = graph.to(scaled.device)
+        on_edges = graph.on_edges(scaled)  # (edges, features, states)
+        used = on_edges.shape[1]
+        weight = self.history.weight[:, : used * self.context]  # what the graph lacks is 0
+        e = apply_linear(on_edges.flatten(1), weight, self.history.bias) + self.types(graph.edge_type)
+        x = self._start(graph, scaled)
+        for exchange in self.rounds:
+            x, e = exchange(x, e, graph.edge_index)
+        ahead = slice(None) if k is None else slice(k - 1, k)
+        out = self.out.weight.view(self.features, self.horizons, self.hid)[:used, ahead].flatten(0, 1)
+        bias = self.out.bias.view(self.features, self.horizons)[:used, ahead].flatten()
+        return graph.on_weights(apply_linear(self.body(e), out, bias).unflatten(1, (used, -1)))
 
-    def known(self, graph: NeuralGraph) -> Float[Tensor, "nodes hid"]:
-        """What each node knows before any message."""
-        parts: list[Tensor] = []
-        if self.position is not None:
-            parts.append(self.position(graph.node_pos[:, : self.eigenvectors].to(self.position.weight)))
-        if self.node_kind is not None:
-            parts.append(self.node_kind(graph.node_kind))
-        if self.word is not None:
-            parts.append(self.word(graph.node_word))
-        return torch.stack(parts).sum(0)
+    def _start(self, graph: NeuralGraph, like: Tensor) -> Tensor:
+        x = like.new_zeros(graph.nodes, self.hid)
+        if self.positions is not None:
+            x = x + self.positions(graph.node_pos[:, : self.eigenvectors].to(like))
+        if self.kinds is not None:
+            x = x + self.kinds(graph.node_kind)
+        if self.words is not None:
+            known = graph.node_word < self.words.num_embeddings
+            x = x + self.words(graph.node_word * known)
+        return x
 
-    def check(self, graph: NeuralGraph) -> None:
-        """See `displacements`."""
+    def _check(self, graph: NeuralGraph) -> None:
         if not graph.nodes:
-            raise ValueError("A GraphNowcaster needs connections: make the graph by neural_graph(net).")
+            raise ValueError("GraphNowcaster needs connections: make the graph with neural_graph(net).")
         if graph.features > self.features:
             raise ValueError(
-                f"An edge of the graph has {graph.features} weights, the nowcaster takes {self.features}: "
-                f"neural_graph(net, features={self.features}) spreads larger kernels."
+                f"The graph has up to {graph.features} weights an edge, the nowcaster takes {self.features}: "
+                f"neural_graph(net, features={self.features})."
             )
         if graph.node_pos.shape[1] < self.eigenvectors:
-            raise ValueError(f"The graph has {graph.node_pos.shape[1]} eigenvectors, wanted {self.eigenvectors}.")
-        if self.word is not None and int(graph.node_word.max()) >= self.word.num_embeddings:
             raise ValueError(
-                f"The graph has {int(graph.node_word.max())} words, the nowcaster {self.word.num_embeddings - 1}."
+                f"The graph has {graph.node_pos.shape[1]} eigenvectors, the nowcaster wants {self.eigenvectors}: "
+                f"neural_graph(net, eigenvectors={self.eigenvectors})."
             )
-
-
-class Means:
-    """Means over the edges at each node; a node without an edge has mean 0.
-
-    Args:
-        edge_index: source and target of each edge.
-        nodes: how many there are.
-        like: gives dtype and device.
-    """
-
-    def __init__(self, edge_index: Int64[Tensor, "2 edges"], nodes: int, like: Tensor):
-        self.source, self.target = edge_index
-        self.nodes = nodes
-        ones = like.new_ones(edge_index.shape[1], 1)
-        self.counts = [like.new_zeros(nodes, 1).index_add(0, end, ones).clamp(min=1) for end in edge_index]
-
-    def at_source(self, messages: Float[Tensor, "*batch edges hid"]) -> Float[Tensor, "*batch nodes hid"]:
-        """Mean over the edges that leave a node."""
-        return self._mean(messages, self.source) / self.counts[0]
-
-    def at_target(self, messages: Float[Tensor, "*batch edges hid"]) -> Float[Tensor, "*batch nodes hid"]:
-        """Mean over the edges that reach a node."""
-        return self._mean(messages, self.target) / self.counts[1]
-
-    def _mean(self, messages: Tensor, end: Tensor) -> Tensor:
-        sums = messages.new_zeros(*messages.shape[:-2], self.nodes, messages.shape[-1])
-        return sums.index_add(sums.dim() - 2, end, messages)
-
-
-class Round(nn.Module):
-    """One round of messages with its edge update; see the module's docstring for the letters.
-
-    Args:
-        hid: width.
-        both_ways: whether messages also go against the arrows.
-    """
-
-    def __init__(self, hid: int, both_ways: bool):
-        super().__init__()
-        self.both_ways = both_ways
-        ways = 2 if both_ways else 1
-        self.modulation = linear(hid, 2 * hid)
-        self.message = nn.ModuleList(linear(2 * hid, hid) for _ in range(ways))
-        self.gather = linear((1 + ways) * hid, hid)
-        self.node = linear(hid, hid)
-        self.of_edge, self.of_source, self.of_target, self.edge = (linear(hid, hid) for _ in range(4))
-
-    def forward(
-        self, nodes: Float[Tensor, "*batch nodes hid"], edges: Float[Tensor, "*batch edges hid"], means: Means
-    ) -> tuple[Float[Tensor, "*batch nodes hid"], Float[Tensor, "*batch edges hid"]]:
-        """Pass messages, update nodes, then edges."""
-        scale, shift = self.modulation(edges).chunk(2, dim=-1)
-        ends = (means.target, means.source)
-        heard = [nodes, means.at_target(scale * _of_ends(self.message[0], nodes, *ends) + shift)]
-        if self.both_ways:
-            heard.append(means.at_source(scale * _of_ends(self.message[1], nodes, *ends[::-1]) + shift))
-        nodes = silu(self.node(self.gather(torch.cat(heard, dim=-1))))
-        source, target = self.of_source(nodes), self.of_target(nodes)
-        mixed = self.of_edge(edges) + _at(source, means.source) + _at(target, means.target)
-        return nodes, self.edge(silu(mixed))
-
-
-def _of_ends(layer: nn.Module, nodes: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """A linear layer of the pair [x_first, x_second] on every edge, computed once a node instead of once an edge."""
-    assert isinstance(layer, nn.Linear)
-    one, other = layer.weight.chunk(2, dim=1)
-    return _at(nodes @ one.T + layer.bias, first) + _at(nodes @ other.T, second)
-
-
-def _at(nodes: Tensor, ends: Tensor) -> Tensor:
-    return nodes.index_select(nodes.dim() - 2, ends)

@@ -1,146 +1,150 @@
-"""Read the published nowcasters: `nino.pt` and its relatives, whose weights fit ours under other names."""
+"""Nowcasters that the paper's authors have trained, from their files.
 
+Names in their state dicts (repository SamsungSAILMontreal/nino; `i` numbers the exchanges):
+
+    layer_embed, edge_proj.fc.0                 kinds of edges, history            -> types, history
+    edge_mlp.fc.{0,2,4,6}                       the rest of the MLP                -> body.{0,2,4}, out
+    node_proj.fc.0, wte_pos_enc_layer           positions, words                   -> positions, words
+    gnn.convs.i.{edge_encoder, pre_nns.0.0, post_nns.0.0, lin}                     -> modulation, message, update, mix
+    gnn.edge_update.i.{lin_e, lin_s, lin_t, lin1}                                  -> edge_own, _source, _target, _out
+    edge_out.fc.{0,2}                           from edge to forecast              -> body.0, out
+
+In their files no edge update follows the last exchange, and the forecast reads edges only: what the last exchange tells
+the neurons is read by nothing, so its weights are left out here.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from neuropil.learning.nowcast.forecasts import MLPNowcaster
+from neuropil.learning.nowcast.forecasts import KINDS, MLPNowcaster, Nowcaster
 from neuropil.learning.nowcast.messages import GraphNowcaster
 
 __all__ = ["load_official"]
 
-EDGES = {
-    "layer_embed.weight": "edge_kind.weight",
-    "edge_proj.fc.0": "edge_states",
-    "node_proj.fc.0": "position",
-    "wte_pos_enc_layer.weight": "word.weight",
-    "edge_out.fc.0": "head.0",
-    "edge_out.fc.2": "head.2",
+CONVOLUTION = {
+    "edge_encoder": "modulations.0",
+    "pre_nns.0.0": "messages.0",
+    "post_nns.0.0": "update",
+    "lin": "mix",
 }
-ROUND = {
-    "convs.{}.edge_encoder": "modulation",
-    "convs.{}.pre_nns.0.0": "message.0",
-    "convs.{}.post_nns.0.0": "gather",
-    "convs.{}.lin": "node",
-    "edge_update.{}.lin_e": "of_edge",
-    "edge_update.{}.lin_s": "of_source",
-    "edge_update.{}.lin_t": "of_target",
-    "edge_update.{}.lin1": "edge",
-}
+UPDATE = {"lin_e": "edge_own", "lin_s": "edge_source", "lin_t": "edge_target", "lin1": "edge_out"}
 
 
-def load_official(path: str | Path) -> MLPNowcaster | GraphNowcaster:
-    """Make a nowcaster from a checkpoint of the authors' repository.
+def load_official(path: str | Path, *, context: int = 5) -> Nowcaster:
+    """A nowcaster from a file of the official repository (`nino_mlp.pt`, `nino_no_posw.pt`, `nino.pt`).
 
-    The file holds a state dict, or a dict with the entry `state_dict`, with these tensors:
-
-    ```
-    layer_embed.weight (15, hid)                    embedding of the kinds of edges
-    edge_proj.fc.0.{weight, bias}                   (hid, 5) in nino_mlp.pt, (hid, 9 * 5) in the others
-    edge_mlp.fc.{0, 2, 4, 6}.{weight, bias}         nino_mlp.pt and nino_mlp_h32.pt only
-    node_proj.fc.0.{weight, bias} (hid, 8)          Laplacian eigenvectors
-    wte_pos_enc_layer.weight (50258, hid)           nino.pt only: words of the GPT-2 vocabulary
-    gnn.convs.{l}.{edge_encoder, pre_nns.0.0, post_nns.0.0, lin}.{weight, bias}
-    gnn.edge_update.{l}.{lin_e, lin_s, lin_t, lin1}.{weight, bias}
-    edge_out.fc.{0, 2}.{weight, bias}               (9 * 40, hid) last
-    ```
-
-    Sizes are read off the tensors. A last convolution without an edge update after it cannot reach the forecast and is
-    left out. Nothing but tensors and plain values is unpickled.
+    Sizes are read from the shapes. Only tensors and plain values are unpickled.
 
     Args:
         path: of the file.
+        context: number of states that it looks at; the files do not say.
 
     Returns:
-        In evaluation mode: an `MLPNowcaster` or a `GraphNowcaster` with messages along the arrows only. Networks that
-        the authors' graphs cover are laid out alike, save for the inside of attention (see `neural_graph`).
+        A MLPNowcaster or GraphNowcaster (one-way messages, no kinds of neurons), in evaluation mode.
 
     Raises:
-        ValueError: if the file is no such state dict, or its messages are split into towers; a name is given.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file holds no such nowcaster, or one of another build (several towers, the "naive"
+            graph); the message names the entries.
+
+    Source: Knyazev et al. 2025, code under the MIT licence.
     """
-    held = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(held, dict) and isinstance(held.get("state_dict"), dict):
-        held = held["state_dict"]
-    if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
-        raise ValueError(f"{Path(path).name} is no state dict of tensors.")
-    state = {str(name): value.float() for name, value in held.items()}
-    model, names = _perceptron(state) if "edge_mlp.fc.0.weight" in state else _graph(state)
-    ours = {ours: _found(state, theirs) for theirs, ours in names.items()}
-    for name, wanted in model.state_dict().items():
-        if ours[name].shape != wanted.shape:
-            raise ValueError(f"{name} has shape {tuple(ours[name].shape)} in the file, {tuple(wanted.shape)} fits.")
-    unread = sorted(set(state) - set(names) - _dead(state))
-    if unread:
-        raise ValueError(f"The file holds weights that this nowcaster has no place for: {', '.join(unread)}.")
-    model.load_state_dict(ours)
-    return model.eval()
+    state = _state(Path(path))
+    known = {name for name in state if "aggr_module" not in name}
+    if "edge_mlp.fc.0.weight" in known:
+        names = _mlp_names()
+        build = _mlp
+    elif "gnn.convs.0.lin.weight" in known:
+        exchanges = len({name.split(".")[2] for name in known if name.startswith("gnn.edge_update.")})
+        unread = {name for name in known if name.startswith(f"gnn.convs.{exchanges}.")}
+        names = _graph_names(exchanges, "node_proj.fc.0.weight" in known, "wte_pos_enc_layer.weight" in known)
+        known -= unread if ".pre_nns.1." not in "".join(unread) else set()
+        build = _graph
+    else:
+        raise ValueError(f"{path} holds no nowcaster: its entries are {_few(known)}.")
+    if known != set(names):
+        raise ValueError(
+            f"{path} is of another build: missing {_few(set(names) - known)}, not known {_few(known - set(names))}."
+        )
+    try:
+        nowcaster = build(state, context)
+        nowcaster.load_state_dict({ours: state[theirs] for theirs, ours in names.items()})
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit a nowcaster of {context} states: {error}") from error
+    return nowcaster.eval()
 
 
-def _found(state: dict[str, Tensor], name: str) -> Tensor:
-    if name not in state:
-        raise ValueError(f"The file has no {name}: it is no official nowcaster. It has {', '.join(sorted(state)[:8])}.")
-    return state[name]
+def _state(path: Path) -> Mapping[str, Tensor]:
+    try:
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # what torch raises here depends on what is wrong with the file
+        raise ValueError(f"{path} cannot be read as tensors and plain values: {error}") from error
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ValueError(f"{path} holds no state dict of tensors.")
+    return loaded
 
 
 def _both(theirs: str, ours: str) -> dict[str, str]:
-    """A layer's weight and bias; names that end in weight stand for themselves."""
-    if theirs.endswith("weight"):
-        return {theirs: ours}
     return {f"{theirs}.{part}": f"{ours}.{part}" for part in ("weight", "bias")}
 
 
-def _perceptron(state: dict[str, Tensor]) -> tuple[MLPNowcaster, dict[str, str]]:
-    hid, context = _found(state, "edge_proj.fc.0.weight").shape
-    numbers = sorted({int(name.split(".")[2]) for name in state if name.startswith("edge_mlp.fc.")})
-    horizons = len(_found(state, f"edge_mlp.fc.{numbers[-1]}.weight"))
-    names = {"layer_embed.weight": "kind.weight"} | _both("edge_proj.fc.0", "states")
-    for number in numbers:
-        names |= _both(f"edge_mlp.fc.{number}", f"head.{number}")
-    return MLPNowcaster(hid, layers=len(numbers), context=context, horizons=horizons, **_unseen()), names
+def _mlp_names() -> dict[str, str]:
+    names = {"layer_embed.weight": "types.weight"} | _both("edge_proj.fc.0", "history")
+    for place in (0, 2, 4):
+        names |= _both(f"edge_mlp.fc.{place}", f"body.{place}")
+    return names | _both("edge_mlp.fc.6", "out")
 
 
-def _graph(state: dict[str, Tensor]) -> tuple[GraphNowcaster, dict[str, str]]:
-    context, features = 5, 9  # not to be told apart from the shapes: only their product is there
-    hid, width = _found(state, "edge_proj.fc.0.weight").shape
-    outputs = len(_found(state, "edge_out.fc.2.weight"))
-    if width != context * features or outputs % features:
-        raise ValueError(f"edge_proj takes {width} numbers and edge_out gives {outputs}: wanted 9 weights by 5 states.")
-    rounds = len({name for name in state if name.startswith("gnn.edge_update.") and name.endswith("lin_e.weight")})
-    if "gnn.convs.0.pre_nns.1.0.weight" in state:
-        raise ValueError("The file's messages are split into towers (pre_nns.1), which GraphNowcaster does not have.")
-    words = state.get("wte_pos_enc_layer.weight")
-    position = state.get("node_proj.fc.0.weight")
-    names: dict[str, str] = {}
-    for theirs, ours in EDGES.items():
-        optional = theirs.startswith(("wte", "node"))
-        if not optional or any(name.startswith(theirs) for name in state):
-            names |= _both(theirs, ours)
-    for index in range(rounds):
-        for theirs, ours in ROUND.items():
-            names |= _both("gnn." + theirs.format(index), f"rounds.{index}.{ours}")
-    model = GraphNowcaster(
+def _graph_names(exchanges: int, positions: bool, words: bool) -> dict[str, str]:
+    names = {"layer_embed.weight": "types.weight"} | _both("edge_proj.fc.0", "history")
+    if positions:
+        names |= _both("node_proj.fc.0", "positions")
+    if words:
+        names |= {"wte_pos_enc_layer.weight": "words.weight"}
+    for index in range(exchanges):
+        for theirs, ours in CONVOLUTION.items():
+            names |= _both(f"gnn.convs.{index}.{theirs}", f"rounds.{index}.{ours}")
+        for theirs, ours in UPDATE.items():
+            names |= _both(f"gnn.edge_update.{index}.{theirs}", f"rounds.{index}.{ours}")
+    return names | _both("edge_out.fc.0", "body.0") | _both("edge_out.fc.2", "out")
+
+
+def _mlp(state: Mapping[str, Tensor], context: int) -> Nowcaster:
+    horizons, hid = _sizes(state, "edge_mlp.fc.6.weight")
+    return MLPNowcaster(hid, horizons, context=context)
+
+
+def _graph(state: Mapping[str, Tensor], context: int) -> Nowcaster:
+    outputs, hid = _sizes(state, "edge_out.fc.2.weight")
+    features = max(1, _sizes(state, "edge_proj.fc.0.weight")[1] // context)
+    positions, words = state.get("node_proj.fc.0.weight"), state.get("wte_pos_enc_layer.weight")
+    return GraphNowcaster(
         hid,
-        rounds,
-        outputs // features,
+        len({name.split(".")[2] for name in state if name.startswith("gnn.edge_update.")}),
+        max(1, outputs // features),
         context=context,
         features=features,
-        eigenvectors=0 if position is None else position.shape[1],
+        eigenvectors=0 if positions is None else positions.shape[1],
         kinds=False,
         words=0 if words is None else len(words) - 1,
         both_ways=False,
-        **_unseen(),
     )
-    return model, names
 
 
-def _dead(state: dict[str, Tensor]) -> set[str]:
-    """Weights of a last convolution that no edge update reads."""
-    rounds = {name.split(".")[2] for name in state if name.startswith("gnn.edge_update.")}
-    return {name for name in state if name.startswith("gnn.convs.") and name.split(".")[2] not in rounds}
+def _sizes(state: Mapping[str, Tensor], name: str) -> tuple[int, int]:
+    if state[name].dim() != 2 or len(state["layer_embed.weight"]) != KINDS:
+        raise ValueError(f"Another build: {name} has shape {tuple(state[name].shape)}, kinds of edges are not {KINDS}.")
+    return int(state[name].shape[0]), int(state[name].shape[1])
 
 
-def _unseen() -> dict[str, Any]:
-    """Initial weights that are overwritten at once, without a draw from the global state."""
-    return {"generator": torch.Generator()}
+def _few(names: set[str]) -> str:
+    shown = sorted(names)[:4]
+    return ", ".join(shown) + (f" and {len(names) - 4} more" if len(names) > 4 else "") if shown else "nothing"

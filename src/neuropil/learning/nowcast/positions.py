@@ -11,7 +11,7 @@ break the exchange of neurons, and a nowcaster that must keep it does without th
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array, diags_array
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
@@ -43,9 +43,10 @@ def laplacian_positions(
 def _normalised_adjacency(edges: np.ndarray, nodes: int) -> csr_array:
     source, target = edges[:, edges[0] != edges[1]]
     pairs = np.unique(np.concatenate([source * nodes + target, target * nodes + source]))
-    rows, columns = np.divmod(pairs, nodes)
-    degree = np.maximum(np.bincount(rows, minlength=nodes), 1)
-    return csr_array(((degree[rows] * degree[columns]) ** -0.5, (rows, columns)), shape=(nodes, nodes))
+    adjacency = coo_array((np.ones(len(pairs)), (pairs // nodes, pairs % nodes)), shape=(nodes, nodes))
+    degree = np.maximum(np.asarray(adjacency.sum(axis=1)), 1)  # a node without a neighbour keeps its row of zeros
+    root = diags_array(degree**-0.5)
+    return csr_array(root @ adjacency @ root)
 
 
 def _smallest(adjacency: csr_array, nodes: int, wanted: int) -> np.ndarray:

@@ -2,22 +2,21 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_arg
 
-from neuropil.learning.nowcast.building import Builder
-from neuropil.learning.nowcast.graph import NORMS, NeuralGraph, weight_table
-from neuropil.learning.nowcast.positions import laplacian_positions
+from neuropil.learning.nowcast.graph import EDGE_TYPES, NODE_KINDS, NORMS, NeuralGraph
 
-__all__ = ["neural_graph"]
+__all__ = ["trace"]
 
 ADDS = {"add", "iadd", "sub", "isub"}
 MULTIPLIES = {"mul", "imul", "truediv", "div"}
 RESHAPES = {"flatten", "view", "reshape"}
 REARRANGES = {"cat", "concat", "stack", "einsum", "unfold", "pixel_shuffle", "roll", "flip"}
 NO_TENSOR = {"size", "dim", "getattr"}
+TRANSPOSES = {"T", "mT", "H", "mH"}
 
 
 @dataclass(eq=False)
@@ -33,88 +32,171 @@ class Channels:
     flat: bool = False
 
 
-def neural_graph(net: nn.Module, *, features: int = 9, eigenvectors: int = 8) -> NeuralGraph:
-    """Trace a network with torch.fx and connect its neurons.
+class Edges(NamedTuple):
+    """Edges of one layer.
 
-    It knows Linear, Conv, batch, instance, layer, group and RMS norms, Embedding, MultiheadAttention, parameters that
-    are added to or multiplied with the channels, sums and products of branches (the edges of a residual), and any layer
-    without parameters that keeps the channels or flattens them. Weights that are used twice (tied embeddings, shared
-    layers) appear once, and their second use joins the neurons at both ends.
+    Attributes:
+        source: nodes that they leave.
+        target: nodes that they reach.
+        kind: number of `EDGE_TYPES`.
+        weights: places of their weights, -1 for none.
+        constant: what they carry instead.
+    """
 
-    Inside attention, query i drives dimension d of head h, which drives key i; the dimensions of a head drive the
-    head's node, and that node drives the head's values: queries and keys meet within a head only.
+    source: Tensor
+    target: Tensor
+    kind: int
+    weights: Tensor
+    constant: float = 0.0
+
+
+class Builder:
+    """Nodes and edges as they come.
 
     Args:
-        net: any network that torch.fx can trace; no example input is needed.
-        features: at most so many weights on one edge; larger kernels lie on parallel edges.
-        eigenvectors: of the Laplacian, for `node_pos`; 0 leaves them out.
-
-    Raises:
-        TypeError: if the net cannot be traced, or a parameter stands in a module or function that the graph does not
-            know; both are named.
-        ValueError: if the net has no parameters, or a number is out of range.
-
-    Source: Knyazev et al. 2025, sec. 3; Kofinas et al. 2024. The layout inside attention is ours: the paper's text
-        leaves it open.
+        table: places and kinds of the weights.
+        places: by the parameter's id, where it lies in the flat vector.
+        features: at most so many weights on one edge.
     """
-    if features < 1 or eigenvectors < 0:
-        raise ValueError(f"features must be at least 1 and eigenvectors at least 0, got {features} and {eigenvectors}.")
-    graph = _trace(net, weight_table(net), features)
-    return replace(graph, node_pos=laplacian_positions(graph.edge_index, graph.nodes, eigenvectors))
+
+    def __init__(self, table: NeuralGraph, places: dict[int, slice], features: int):
+        self.table, self.places, self.features = table, places, features
+        self.kinds: list[Tensor] = []
+        self.words: list[Tensor] = []
+        self.nodes = 0
+        self.edges: list[Edges] = []
+        self.ends: dict[int, tuple[Tensor, Tensor]] = {}
+        self.weight_type = torch.zeros_like(table.weight_type)
+
+    def new(self, count: int, kind: str, words: bool = False) -> Tensor:
+        """Add nodes."""
+        ids = torch.arange(self.nodes, self.nodes + count)
+        self.nodes += count
+        self.kinds.append(torch.full((count,), NODE_KINDS[kind]))
+        self.words.append(torch.arange(1, count + 1) if words else torch.zeros(count, dtype=torch.int64))
+        return ids
+
+    def place(self, parameter: Tensor, where: str) -> Tensor:
+        """Where a parameter's entries lie in the flat vector, in the parameter's shape."""
+        span = self.places.get(id(parameter))
+        if span is None:
+            raise TypeError(f"A weight of {where} is computed from other parameters: neural_graph does not know that.")
+        return torch.arange(span.start, span.stop).reshape(parameter.shape)
+
+    def connect(self, source: Tensor, target: Tensor, kind: str, weights: Tensor) -> None:
+        """Add edges with weights: source and target broadcast to the leading axes, the last axis is the kernel's."""
+        shape = weights.shape[:-1]
+        source, target = source.expand(shape).reshape(-1), target.expand(shape).reshape(-1)
+        self.weight_type[weights.reshape(-1)] = EDGE_TYPES[kind]
+        for part in weights.reshape(len(source), -1).split(self.features, dim=1):
+            self.edges.append(Edges(source, target, EDGE_TYPES[kind], part))
+
+    def structure(self, source: Tensor, target: Tensor, kind: str, constant: float = 1.0) -> None:
+        """Add edges without weights."""
+        none = torch.full((len(source), 1), -1)
+        self.edges.append(Edges(source, target, EDGE_TYPES[kind], none, constant))
+
+    def join(self, one: Tensor, other: Tensor) -> Tensor:
+        """Where two branches meet: the earlier one's channels drive the later one's, which go on."""
+        if torch.equal(one, other):
+            return one
+        earlier, later = (one, other) if int(one.max()) < int(other.max()) else (other, one)
+        self.structure(earlier, later, "residual")
+        return later
+
+    def constant(self, parameter: Tensor | None, target: Tensor, kind: str, where: str, rows: int = 1) -> None:
+        """Connect constants to channels by a parameter: a bias, a norm's weight, embeddings of positions."""
+        if parameter is None:
+            return
+        weights = self.place(parameter, where).reshape(rows, len(target), 1)
+        if id(parameter) not in self.ends:
+            source = self.new(rows, "constant")
+            self.ends[id(parameter)] = (source, target)
+            self.connect(source[:, None], target[None], kind, weights)
+        else:
+            self.join(self.ends[id(parameter)][1], target)
+
+    def matrix(
+        self, parameter: Tensor, source: Tensor, target: Tensor | None, kind: str, where: str, flip: bool = False
+    ) -> Tensor:
+        """Connect by a weight (targets, sources); `flip` lets the arrows point back. Returns the targets.
+
+        New targets are made where none are given. A parameter that was used before joins the neurons it stands between.
+        """
+        outputs, inputs = parameter.shape
+        if id(parameter) in self.ends:
+            first_source, first_target = self.ends[id(parameter)]
+            if len(first_source) != inputs or first_source is first_target:
+                first_source, first_target = first_target, first_source
+            self.join(first_source, source)
+            return first_target if target is None else self.join(first_target, target)
+        target = self.new(outputs, "hidden") if target is None else target
+        self.ends[id(parameter)] = (source, target)
+        weights = self.place(parameter, where)[..., None]
+        ends = (target[:, None], source[None]) if flip else (source[None], target[:, None])
+        self.connect(*ends, kind, weights)
+        return target
+
+    def finish(self, outputs: Iterable[Tensor]) -> NeuralGraph:
+        """The graph of all that was added, with a loop at every node."""
+        every = torch.arange(self.nodes)
+        self.structure(every, every, "self", 2.0)
+        kinds = torch.cat(self.kinds)
+        for ids in outputs:
+            kinds[ids] = torch.where(kinds[ids] == NODE_KINDS["hidden"], NODE_KINDS["output"], kinds[ids])
+        width = max(edges.weights.shape[1] for edges in self.edges)
+        return replace(
+            self.table,
+            weight_type=self.weight_type,
+            edge_index=torch.stack(
+                [torch.cat(ends) for ends in ([e.source for e in self.edges], [e.target for e in self.edges])]
+            ),
+            edge_type=torch.cat([torch.full((len(edges.source),), edges.kind) for edges in self.edges]),
+            edge_weights=torch.cat(
+                [nn.functional.pad(e.weights, (0, width - e.weights.shape[1]), value=-1) for e in self.edges]
+            ),
+            edge_constant=torch.cat([torch.full((len(edges.source),), edges.constant) for edges in self.edges]),
+            node_kind=kinds,
+            node_word=torch.cat(self.words),
+            node_pos=torch.zeros(self.nodes, 0),
+        )
 
 
-class Reader:
-    """Runs a traced network on channels, node by node.
-
-    Args:
-        traced: the network inside a Sequential.
-        builder: where nodes and edges go.
-    """
+class Reader(fx.Interpreter):
+    """Run a traced network on channels."""
 
     def __init__(self, traced: fx.GraphModule, builder: Builder):
-        self.traced, self.builder = traced, builder
+        super().__init__(traced, garbage_collect_values=False)
+        self.builder = builder
         self.embedded = False
 
-    def run(self) -> Any:
-        """Read the whole network; what it returns, in channels."""
-        found: dict[fx.Node, Any] = {}
-        result = None
-        for node in self.traced.graph.nodes:
-            args, kwargs = map_arg((node.args, node.kwargs), found.__getitem__)
-            if node.op == "placeholder":
-                found[node] = Channels(None)  # neurons as soon as a layer says how many
-            elif node.op == "get_attr":
-                owner, _, own = node.target.rpartition(".")
-                value = getattr(self.traced.get_submodule(owner), own)
-                found[node] = value if isinstance(value, nn.Parameter) else None
-            elif node.op == "call_module":
-                found[node] = self.layer(node.target, args, kwargs)
-            elif node.op == "output":
-                result = args
-            else:
-                name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "?")
-                found[node] = self.function(name.strip("_"), args, kwargs)
-        return result
+    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Channels:
+        """An input: neurons as soon as a layer says how many."""
+        return Channels(None)
 
-    def layer(self, target: str, args: Any, kwargs: Any) -> Any:
-        """Read one layer."""
-        module = self.traced.get_submodule(target)
-        where = f"{target.removeprefix('0').removeprefix('.') or 'net'!r} ({type(module).__name__})"
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A parameter or buffer used outside a layer."""
+        value = super().get_attr(target, args, kwargs)
+        return value if isinstance(value, nn.Parameter) else None
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A layer."""
+        module = self.fetch_attr(target)
+        where = f"{target.removeprefix('0.')!r} ({type(module).__name__})"
         values = [value for value in (*args, *kwargs.values()) if isinstance(value, Channels)]
         if not values:
             return None
-        readers: tuple[tuple[Any, Callable[[Any, Channels, str], Channels]], ...] = (
-            (nn.Linear, self.linear),
+        if isinstance(module, nn.MultiheadAttention):
+            return self.attention(module, values, where)
+        readers: tuple[tuple[Any, Callable[..., Channels]], ...] = (
+            (nn.Linear, self.dense),
             (nn.modules.conv._ConvNd, self.convolution),
             (NORMS, self.norm),
             (nn.Embedding, self.embedding),
         )
-        for kind, read in readers:
-            if isinstance(module, kind) and not getattr(module, "transposed", False):
+        for kinds, read in readers:
+            if isinstance(module, kinds) and not getattr(module, "transposed", False):
                 return read(module, values[0], where)
-        if isinstance(module, nn.MultiheadAttention):
-            given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
-            return self.attention(module, [given[name] for name in ("query", "key", "value")], where)
         if any(True for _ in module.parameters()):
             raise TypeError(
                 f"neural_graph does not know {where}: it has parameters and is none of Linear, Conv, Norm, Embedding "
@@ -122,10 +204,20 @@ class Reader:
             )
         return Channels(values[0].ids, flat=True) if isinstance(module, nn.Flatten) else values[0]
 
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A function of values: it keeps the channels, flattens them, or joins those of several values."""
+        return self.function(getattr(target, "__name__", str(target)).strip("_"), args, kwargs)
+
+    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A method of a value, as a function of it."""
+        return self.function(str(target).strip("_"), args, kwargs)
+
     def function(self, name: str, args: Any, kwargs: Any) -> Any:
-        """Read a function or method: it keeps the channels, flattens them, or joins those of several values."""
+        """See `call_function`."""
         given = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, (Channels, nn.Parameter))]
         values = list(dict.fromkeys(value for value in given if isinstance(value, Channels)))
+        if name == "getattr" and args[1] in TRANSPOSES:
+            return args[0]
         if name in NO_TENSOR or not given:
             return None
         parameters = [value for value in given if isinstance(value, nn.Parameter)]
@@ -173,9 +265,10 @@ class Reader:
             return value.ids.repeat_interleave(count // len(value.ids))
         raise TypeError(f"{where} takes {count} channels, but neural_graph follows {len(value.ids)} to it.")
 
-    def linear(self, module: nn.Linear, value: Channels, where: str) -> Channels:
-        """All to all."""
-        out = self.builder.matrix(module.weight, self.channels(value, module.in_features, where), where)
+    def dense(self, module: Any, value: Channels, where: str) -> Channels:
+        """Channels to channels."""
+        ids = self.channels(value, module.in_features, where)
+        out = self.builder.matrix(module.weight, ids, None, "linear", where)
         self.builder.constant(module.bias, out, "bias", where)
         return Channels(out)
 
@@ -206,23 +299,25 @@ class Reader:
             self.builder.constant(parameter, self.channels(value, len(parameter), where), kind, where)
         return value
 
-    def embedding(self, module: nn.Embedding, value: Channels, where: str) -> Channels:
+    def embedding(self, module: Any, value: Channels, where: str) -> Channels:
         """Words (of the first embedding) or positions (of any other) to channels."""
         builder, kind = self.builder, "position" if self.embedded else "word"
         if id(module.weight) not in builder.ends:
             words = builder.new(module.num_embeddings, "input", words=not self.embedded)
             out = builder.new(module.embedding_dim, "hidden")
-            builder.ends[id(module.weight)] = (out, words)  # as a linear layer that shares the weight would have it
+            builder.ends[id(module.weight)] = (words, out)
             builder.connect(words[:, None], out[None], kind, builder.place(module.weight, where)[..., None])
             self.embedded = True
-        return Channels(builder.ends[id(module.weight)][0])
+        return Channels(builder.ends[id(module.weight)][1])
 
     def attention(self, module: nn.MultiheadAttention, values: list[Channels], where: str) -> tuple[Channels, None]:
         """Queries and keys meet in the dimensions of a head, the head gates its values."""
         builder, width, heads = self.builder, module.embed_dim, module.num_heads
+        inputs = [*values, *[values[-1]] * 3][:3]
         sizes = (width, module.kdim or width, module.vdim or width)
-        query, key, value = (self.channels(given, size, where) for given, size in zip(values, sizes, strict=True))
-        if id(module.out_proj.weight) in builder.ends:
+        query, key, value = (self.channels(given, size, where) for given, size in zip(inputs, sizes, strict=True))
+        again = id(module.out_proj.weight) in builder.ends
+        if again:
             raise TypeError(f"neural_graph does not know {where} when it is used twice.")
         dimensions, values_out = builder.new(width, "hidden"), builder.new(width, "hidden")
         if module.in_proj_weight is not None:
@@ -242,12 +337,12 @@ class Reader:
         nodes = builder.new(heads, "head").repeat_interleave(width // heads)
         builder.structure(dimensions, nodes, "head")
         builder.structure(nodes, values_out, "head")
-        out = builder.matrix(module.out_proj.weight, values_out, where)
+        out = builder.matrix(module.out_proj.weight, values_out, None, "linear", where)
         builder.constant(module.out_proj.bias, out, "bias", where)
         return Channels(out), None
 
 
-def _trace(net: nn.Module, table: NeuralGraph, features: int) -> NeuralGraph:
+def trace(net: nn.Module, table: NeuralGraph, features: int) -> NeuralGraph:
     """Connect the weights of a table as the traced net does.
 
     Raises:
@@ -259,7 +354,8 @@ def _trace(net: nn.Module, table: NeuralGraph, features: int) -> NeuralGraph:
         raise TypeError(f"torch.fx cannot trace {type(net).__name__}: {error}") from error
     places = {id(parameter): table.param_slices[name] for name, parameter in net.named_parameters()}
     builder = Builder(table, places, features)
-    result = Reader(traced, builder).run()
+    reader = Reader(traced, builder)
+    result = reader.run(*[None] * sum(node.op == "placeholder" for node in traced.graph.nodes))
     for name, parameter in net.named_parameters():
         if not bool(builder.weight_type[table.param_slices[name]].all()):
             module = net.get_submodule(name.rpartition(".")[0])

@@ -1,166 +1,123 @@
-"""Meta-training: a nowcaster learns from training runs what the next states of a network's weights are.
+"""Teaching a nowcaster from trajectories of other trainings.
 
-    loss = mean over weights and k = 1..K of | d_k - (w(k) - w_last) / spread |
-
-the L1 distance in scaled space between the forecast displacements and the true ones.
+slices of c + K consecutive states, scaled by the mean and deviation of the first c;
+L = mean over weights and k of |z_{c+k} - (z_c + a_k(z_1..z_c))|
 """
 
-import math
-
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from neuropil.learning.nowcast.forecasts import Nowcaster, check_sizes, scale_history
-from neuropil.learning.nowcast.graph import NeuralGraph
-from neuropil.learning.nowcast.messages import GraphNowcaster
-from neuropil.learning.nowcast.trajectories import Trajectory, TrajectoryDataset, states_of
-from neuropil.parallel import Track
+from neuropil.learning.nowcast.forecasts import Nowcaster, standardise
+from neuropil.learning.nowcast.graph import NeuralGraph, loose_weights
+from neuropil.learning.nowcast.trajectories import TrajectoryDataset
 
 __all__ = ["forecast_error", "train_nowcaster"]
 
 
 def train_nowcaster(
-    model: Nowcaster,
+    nowcaster: Nowcaster,
     dataset: TrajectoryDataset,
     *,
     steps: int = 20_000,
-    graphs: int = 4,
-    slices: int = 4,
+    slices: int = 16,
     weights: int | None = None,
     rate: float = 3e-3,
-    final_rate: float = 1e-6,
     weight_decay: float = 1e-2,
     clip: float = 5.0,
     generator: torch.Generator | None = None,
-    track: Track | None = None,
 ) -> list[float]:
-    """Train a nowcaster by AdamW with a cosine schedule.
-
-    Every step draws trajectories, and from each of them slices of past and future states. Signs of Laplacian
-    eigenvectors, which mean nothing, are flipped at random.
+    """Meta-train a nowcaster in place: AdamW, its rate falling to 1e-6 along a cosine.
 
     Args:
-        model: with a largest horizon, and parameters.
-        dataset: training runs.
-        steps: of the optimizer.
-        graphs: trajectories a step.
-        slices: windows of each of them.
-        weights: how many weights of each slice to look at, drawn at random; None takes all. Only for nowcasters that
-            look at each weight alone.
-        rate: learning rate at the start.
-        final_rate: at the end.
+        nowcaster: what learns.
+        dataset: trajectories with at least context + horizons states.
+        steps: of AdamW.
+        slices: drawn a step, with replacement.
+        weights: of a slice that are looked at, drawn at random; None takes all. Nowcasters that read connections always
+            take all.
+        rate: the first learning rate.
         weight_decay: of AdamW.
         clip: largest norm of the gradient.
-        generator: of the draws.
-        track: shows progress.
+        generator: source of the draws; also flips the signs of the graph's eigenvectors, which mean nothing.
 
     Returns:
         The loss of every step.
 
     Raises:
-        ValueError: if no trajectory is long enough, the model has nothing to learn, or an argument is out of range.
+        ValueError: if the nowcaster has nothing to learn, or a number is less than 1.
         FloatingPointError: if the loss is no longer finite, with the step.
 
-    Source: Knyazev et al. 2025, sec. 4.1.
+    Source: Knyazev et al. 2025, sec. 5.1.
     """
-    if model.horizons is None or not any(True for _ in model.parameters()):
-        raise ValueError(f"{type(model).__name__} has nothing to learn.")
-    if weights is not None and model.needs_graph:
-        raise ValueError("A nowcaster that reads connections needs all weights of a network: weights must be None.")
-    check_sizes(steps=steps, graphs=graphs, slices=slices, weights=1 if weights is None else weights)
-    device = next(model.parameters()).device
-    usable = states_of(_long_enough(dataset, model.context, model.horizons), device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=weight_decay, fused=True)
-    losses: list[float] = []
-    model.train()
-    for step in track(range(steps), "meta-steps", total=steps) if track else range(steps):
-        fall = (1 + math.cos(math.pi * step / steps)) / 2
-        optimizer.param_groups[0]["lr"] = final_rate + (rate - final_rate) * fall
+    parameters = list(nowcaster.parameters())
+    if not parameters:
+        raise ValueError(f"{type(nowcaster).__name__} has nothing to learn.")
+    if steps < 1 or slices < 1 or (weights is not None and weights < 1):
+        raise ValueError(f"steps, slices and weights must be at least 1, got {steps}, {slices} and {weights}.")
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=1e-6)
+    device, losses = parameters[0].device, []
+    for step in range(steps):
         optimizer.zero_grad()
+        drawn = [draw(nowcaster, dataset, weights, generator) for _ in range(slices)]
+        drawn = drawn if nowcaster.connected else [merged(drawn)]
         total = 0.0
-        for chosen in torch.randint(len(usable), (graphs,), generator=generator).tolist():
-            loss = _slice_loss(model, usable[chosen], slices, weights, generator) / graphs
+        for states, graph in drawn:
+            loss = slice_loss(nowcaster, states.to(device), graph) / len(drawn)
             loss.backward()
             total += float(loss.detach())
-        if not math.isfinite(total):
-            raise FloatingPointError(f"The loss of the nowcaster is {total} at step {step}.")
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        if not total < float("inf"):
+            raise FloatingPointError(f"The loss of {type(nowcaster).__name__} is {total} at meta-step {step}.")
+        nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()
+        schedule.step()
         losses.append(total)
-    model.eval()
     return losses
 
 
 @torch.no_grad()
 def forecast_error(
-    model: Nowcaster, dataset: TrajectoryDataset, *, horizons: int = 40, stride: int = 1
-) -> Float[Tensor, " horizons"]:
-    """L1 distance of a nowcaster's forecasts in scaled space, by horizon, over all windows of a data set.
+    nowcaster: Nowcaster, dataset: TrajectoryDataset, *, slices: int = 64, generator: torch.Generator | None = None
+) -> float:
+    """Mean absolute error of the scaled weights over all horizons, on slices of trajectories.
 
     Args:
-        model: the nowcaster.
-        dataset: training runs, best those of networks it has not seen.
-        horizons: from 1 to so many states ahead.
-        stride: take every so-manyth window.
+        nowcaster: any.
+        dataset: trajectories with at least context + horizons states, best those that it has not seen.
+        slices: how many are drawn.
+        generator: source of the draws.
 
     Raises:
-        ValueError: if the model does not reach so far, or no trajectory is long enough.
+        ValueError: if slices is less than 1.
     """
-    if model.horizons is not None and model.horizons < horizons:
-        raise ValueError(f"{type(model).__name__} reaches {model.horizons} states ahead, {horizons} were wanted.")
-    errors = []
-    for one in _long_enough(dataset, model.context, horizons):
-        starts = torch.arange(0, len(one.states) - model.context - horizons + 1, stride)
-        scaled, future = _windows(one, starts, None, model.context, horizons)
-        if model.horizons is None:
-            each = [model.displacements(scaled, one.graph, k) for k in range(1, horizons + 1)]
-            forecast = torch.cat(each, dim=-1)
-        else:
-            forecast = model.displacements(scaled, one.graph)[..., :horizons]
-        errors.append((forecast - future).abs().mean(dim=1))
-    return torch.cat(errors).mean(dim=0)
+    if slices < 1:
+        raise ValueError(f"slices must be at least 1, got {slices}.")
+    drawn = (draw(nowcaster, dataset, None, generator) for _ in range(slices))
+    return sum(float(slice_loss(nowcaster, *each)) for each in drawn) / slices
 
 
-def _long_enough(dataset: TrajectoryDataset, context: int, horizons: int) -> list[Trajectory]:
-    usable = [one for one in dataset.trajectories if len(one.states) >= context + horizons]
-    if not usable:
-        longest = max(len(one.states) for one in dataset.trajectories)
-        raise ValueError(
-            f"No trajectory has {context} past and {horizons} future states: the longest has {longest} states."
-        )
-    return usable
+def slice_loss(nowcaster: Nowcaster, scaled: Float[Tensor, "weights states"], graph: NeuralGraph) -> Float[Tensor, ""]:
+    """L at one slice of scaled states."""
+    seen, ahead = scaled[:, : nowcaster.context], scaled[:, nowcaster.context :]
+    return (ahead - seen[:, -1:] - nowcaster.changes(seen, graph)).abs().mean()
 
 
-def _windows(
-    one: Trajectory, starts: Int64[Tensor, " slices"], chosen: Tensor | None, context: int, horizons: int
-) -> tuple[Float[Tensor, "slices weights context"], Float[Tensor, "slices weights horizons"]]:
-    """Scaled pasts, and the displacements of their futures in the same scale."""
-    places = starts.to(one.states.device)[:, None] + torch.arange(context + horizons, device=one.states.device)
-    every = one.states[places].transpose(1, 2)
-    history, future = every[..., :context], every[..., context:]
-    scaled, spread = scale_history(history, one.graph)
-    ahead = (future - history[..., -1:]) / spread[..., None]
-    return (scaled, ahead) if chosen is None else (scaled[:, chosen], ahead[:, chosen])
+def draw(
+    nowcaster: Nowcaster, dataset: TrajectoryDataset, weights: int | None, generator: torch.Generator | None
+) -> tuple[Tensor, NeuralGraph]:
+    """A scaled slice and its graph."""
+    states, graph = dataset.draw(nowcaster.context + nowcaster.horizons, generator)
+    scaled, _ = standardise(states, graph, nowcaster.context)
+    if nowcaster.connected:
+        return scaled, graph.flipped(generator)
+    if weights is not None:
+        chosen = torch.randint(len(scaled), (min(weights, len(scaled)),), generator=generator)
+        return scaled[chosen], graph.only(chosen)
+    return scaled, graph
 
 
-def _slice_loss(
-    model: Nowcaster, one: Trajectory, slices: int, weights: int | None, generator: torch.Generator | None
-) -> Tensor:
-    horizons = model.horizons
-    assert horizons is not None
-    starts = torch.randint(len(one.states) - model.context - horizons + 1, (slices,), generator=generator)
-    graph, chosen = one.graph, None
-    if weights is not None and weights < graph.weights:
-        chosen = torch.randperm(graph.weights, generator=generator)[:weights].to(one.states.device)
-    scaled, ahead = _windows(one, starts, chosen, model.context, horizons)
-    if chosen is not None:
-        graph = graph.only(chosen)
-    elif isinstance(model, GraphNowcaster) and model.eigenvectors:
-        graph = _flipped(graph, generator)
-    return (model.displacements(scaled, graph) - ahead).abs().mean()
-
-
-def _flipped(graph: NeuralGraph, generator: torch.Generator | None) -> NeuralGraph:
-    signs = 2.0 * torch.randint(2, (graph.node_pos.shape[1],), generator=generator) - 1
-    return graph.at(graph.node_pos * signs.to(graph.node_pos))
+def merged(drawn: list[tuple[Tensor, NeuralGraph]]) -> tuple[Tensor, NeuralGraph]:
+    """Slices without connections as one."""
+    kinds = torch.cat([graph.weight_type for _, graph in drawn])
+    return torch.cat([states for states, _ in drawn]), loose_weights(kinds)

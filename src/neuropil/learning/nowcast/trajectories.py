@@ -1,222 +1,212 @@
-"""Training runs as data: the states that a network's weights went through."""
+"""Trajectories of weights in training: what nowcasters learn from, and the loss curves by which they are judged."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
 
 from neuropil.data import Dataset
 from neuropil.learning.backpropagation import Backpropagation
-from neuropil.learning.nowcast.forecasts import Nowcaster
-from neuropil.learning.nowcast.graph import NeuralGraph, weight_table
-from neuropil.learning.nowcast.jumping import Nowcasting
-from neuropil.learning.nowcast.tracing import neural_graph
+from neuropil.learning.nowcast.graph import NeuralGraph, neural_graph, weight_table
+from neuropil.learning.nowcast.jumping import Nowcasting, weight_vector
 from neuropil.learning.rule import LearningRule, Loss
+from neuropil.learning.training import SHUFFLING, adam
 from neuropil.parallel import Track, parallel
 
 __all__ = ["Trajectory", "TrajectoryDataset", "collect_trajectories", "train_curve"]
 
+Maker = Callable[[torch.Generator], nn.Module]
 
-# eq=False: tensors do not compare to one truth value.
+
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """The states of one training run.
+    """The weights of one training.
 
     Attributes:
+        states: of the flat vector, in time.
         graph: of the network.
-        states: flat vectors of weights, equally many steps apart.
     """
 
+    states: Float[Tensor, "weights states"]
     graph: NeuralGraph
-    states: Float[Tensor, "states weights"]
 
 
 @dataclass(frozen=True, eq=False)
 class TrajectoryDataset:
-    """Training runs from which a nowcaster learns.
+    """Trajectories, from which slices are drawn.
 
     Attributes:
-        trajectories: the runs.
-
-    Raises:
-        ValueError: if there are none, or a state is not finite.
+        trajectories: of one network or of many kinds.
     """
 
-    trajectories: tuple[Trajectory, ...]
-
-    def __post_init__(self) -> None:
-        if not self.trajectories:
-            raise ValueError("A data set of trajectories needs at least one.")
-        for index, one in enumerate(self.trajectories):
-            if not bool(one.states.isfinite().all()):
-                raise ValueError(f"Trajectory {index} holds states that are not finite.")
+    trajectories: Sequence[Trajectory]
 
     def __len__(self) -> int:
+        """Number of trajectories."""
         return len(self.trajectories)
 
-    def __add__(self, other: "TrajectoryDataset") -> "TrajectoryDataset":
-        return TrajectoryDataset(self.trajectories + other.trajectories)
+    def draw(
+        self, length: int, generator: torch.Generator | None = None
+    ) -> tuple[Float[Tensor, "weights {length}"], NeuralGraph]:
+        """Consecutive states of a random trajectory from a random time on.
 
-    def windows(self, context: int, horizons: int) -> int:
-        """In how many places a window of past and future states fits, all trajectories together."""
-        return sum(max(0, len(one.states) - context - horizons + 1) for one in self.trajectories)
+        Args:
+            length: number of states.
+            generator: source of the draw.
 
-
-def minibatches(
-    data: Dataset, batch_size: int, steps: int, generator: torch.Generator | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """So many batches of the training set, in a new random order every pass; a last, smaller batch is used too."""
-    given = 0
-    while given < steps:
-        for chosen in torch.randperm(len(data.x_train), generator=generator).split(batch_size)[: steps - given]:
-            given += 1
-            yield data.x_train[chosen], data.y_train[chosen]
-
-
-def collect_trajectories(
-    factory: Callable[[torch.Generator], nn.Module],
-    data: Dataset,
-    optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] = torch.optim.Adam,
-    n: int = 1,
-    every: int = 200,
-    *,
-    steps: int = 10_000,
-    batch_size: int = 64,
-    rule: Callable[[nn.Module, Loss], LearningRule] = Backpropagation,
-    loss_fn: Loss = cross_entropy,
-    seed: int = 0,
-    features: int = 9,
-    jobs: int = 1,
-    track: Track | None = None,
-) -> TrajectoryDataset:
-    """Train networks and keep the states of their weights.
-
-    Args:
-        factory: makes a network from a generator: its weights, and its sizes where they vary.
-        data: trained on, its training part.
-        optimizer: makes the optimizer from the parameters.
-        n: number of networks.
-        every: steps between two states; the initial weights are the first.
-        steps: of each training.
-        batch_size: samples a step.
-        rule: learning rule.
-        loss_fn: mean-reduced loss of (output, target).
-        seed: of the first network and its batches; the next has the next seed.
-        features: of `neural_graph`. A net that it does not know is kept without connections.
-        jobs: processes.
-        track: shows progress.
-
-    Raises:
-        ValueError: if a number is less than 1, or fewer than two states would be kept.
-        FloatingPointError: if a training diverges, naming the seed.
-    """
-    if min(n, every, steps, batch_size) < 1 or steps < every:
-        raise ValueError(
-            "n, every and batch_size must be at least 1, and steps at least every; "
-            f"got {n}, {every}, {batch_size} and {steps} steps."
-        )
-    calls = [
-        partial(_trajectory, factory, data, optimizer, every, steps, batch_size, rule, loss_fn, features, seed + index)
-        for index in range(n)
-    ]
-    return TrajectoryDataset(tuple(parallel(calls, jobs=jobs, track=track, label="trajectories")))
-
-
-def _trajectory(
-    factory: Callable[[torch.Generator], nn.Module],
-    data: Dataset,
-    optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer],
-    every: int,
-    steps: int,
-    batch_size: int,
-    rule: Callable[[nn.Module, Loss], LearningRule],
-    loss_fn: Loss,
-    features: int,
-    seed: int,
-) -> Trajectory:
-    generator = torch.Generator().manual_seed(seed)
-    net = factory(generator)
-    net.train()
-    learner, stepper = rule(net, loss_fn), optimizer(net.parameters())
-    states = [flat_weights(net)]
-    for step, (x, y) in enumerate(minibatches(data, batch_size, steps, generator), start=1):
-        learner.learn(x, y, stepper)
-        if step % every == 0:
-            states.append(flat_weights(net))
-            if not bool(states[-1].isfinite().all()):
-                raise FloatingPointError(f"The training of seed {seed} diverged before step {step}.")
-    try:
-        graph = neural_graph(net, features=features)
-    except TypeError:
-        graph = weight_table(net)
-    return Trajectory(graph, torch.stack(states))
-
-
-@torch.no_grad()
-def flat_weights(net: nn.Module) -> Float[Tensor, " weights"]:
-    """All parameters in one vector, single precision, on the CPU."""
-    return torch.cat([parameter.detach().flatten().cpu().float() for parameter in net.parameters()])
+        Raises:
+            ValueError: if there are no trajectories, or the drawn one has fewer states.
+        """
+        if not self.trajectories:
+            raise ValueError("There are no trajectories to draw from.")
+        chosen = self.trajectories[int(torch.randint(len(self), (), generator=generator))]
+        spare = chosen.states.shape[1] - length
+        if spare < 0:
+            raise ValueError(f"A trajectory has {chosen.states.shape[1]} states, a slice wants {length}.")
+        start = int(torch.randint(spare + 1, (), generator=generator))
+        return chosen.states[:, start : start + length], chosen.graph
 
 
 def train_curve(
     rule: LearningRule,
-    optimizer: torch.optim.Optimizer,
     data: Dataset,
-    nowcaster: Nowcaster | None = None,
+    optimizer: Optimizer,
     *,
-    steps: int = 1000,
+    steps: int,
     batch_size: int = 64,
+    seed: int = 0,
     every: int = 10,
-    measure: Callable[[], float] | None = None,
-    generator: torch.Generator | None = None,
-    **options,
+    nowcasting: Nowcasting | None = None,
+    watch: Callable[[], None] | None = None,
 ) -> pd.DataFrame:
-    """Train a network, with or without jumps, and watch its loss.
-
-    A jump is charged as one step: it takes the place of one in the published algorithm.
+    """Train, and look at the loss on the whole training set every so many steps.
 
     Args:
-        rule: trains the network.
-        optimizer: of its parameters.
-        data: trained on, its training part.
-        nowcaster: forecasts the weights; None trains without jumps.
-        steps: gradient steps.
-        batch_size: samples a step.
-        every: steps between two measurements.
-        measure: what to watch; None is the mean loss over the whole training part.
-        generator: of the order of batches.
-        options: of `Nowcasting`; `max_steps` is `steps` unless given.
+        rule: fills the gradients; its `loss_fn` is the loss.
+        data: the training part is used, in random order, without a last smaller batch.
+        optimizer: of the rule's net.
+        steps: of the optimizer.
+        batch_size: samples a step; the whole set if it is smaller.
+        seed: of the order of the batches.
+        every: steps between two losses.
+        nowcasting: stepped after the optimizer.
+        watch: called after every such number of steps, before the loss is taken, instead of it.
 
     Returns:
-        One row a measurement: step (gradient steps and jumps so far), value, jumped (whether the step before the
-        measurement was a jump).
+        One row each, from step `every` on: step, loss (infinite where it is no number); none with `watch`.
+
+    Raises:
+        ValueError: if a number is less than 1.
     """
-    net = rule.net
-    jumps = nowcaster and Nowcasting(net, optimizer, nowcaster, **{"max_steps": steps, **options})
-    watch = measure or partial(_mean_loss, rule, data)
-    rows: list[dict[str, float | bool]] = [{"step": 0, "value": watch(), "jumped": False}]
-    net.train()
-    for step, (x, y) in enumerate(minibatches(data, batch_size, steps, generator), start=1):
-        rule.learn(x, y, optimizer)
-        jumped = jumps.step() if jumps else False
-        if step % every == 0:
-            taken = len(jumps.jumps) + len(jumps.rejected) if jumps else 0
-            rows.append({"step": step + taken, "value": watch(), "jumped": jumped})
-            net.train()
-    return pd.DataFrame(rows)
+    if min(steps, batch_size, every) < 1:
+        raise ValueError(f"steps, batch_size and every must be at least 1, got {steps}, {batch_size} and {every}.")
+    x, y = data.x_train, data.y_train
+    loss_fn, rows = rule.required_loss(), []
+    rule.net.train()
+    for step, chosen in enumerate(_batches(len(x), batch_size, steps, seed), start=1):
+        rule.learn(x[chosen], y[chosen], optimizer)
+        if nowcasting is not None:
+            nowcasting.step()
+        if step % every:
+            continue
+        if watch is not None:
+            watch()
+            continue
+        loss = _whole_loss(rule, loss_fn, data)
+        rows.append((step, float("inf") if math.isnan(loss) else loss))
+    return pd.DataFrame(rows, columns=["step", "loss"])
 
 
 @torch.no_grad()
-def _mean_loss(rule: LearningRule, data: Dataset) -> float:
+def _whole_loss(rule: LearningRule, loss_fn: Loss, data: Dataset, part: int = 5000) -> float:
+    """Mean loss over the training set, in evaluation mode and in parts that fit the memory."""
     rule.net.eval()
-    return float(rule.required_loss()(rule.predict(data.x_train), data.y_train))
+    parts = zip(data.x_train.split(part), data.y_train.split(part), strict=True)
+    total = sum(float(loss_fn(rule.predict(x), y)) * len(y) for x, y in parts)
+    rule.net.train()
+    return total / len(data.y_train)
 
 
-def states_of(trajectories: Sequence[Trajectory], device: torch.device) -> list[Trajectory]:
-    """The trajectories on a device."""
-    return [Trajectory(one.graph.to(device), one.states.to(device)) for one in trajectories]
+def _batches(samples: int, size: int, steps: int, seed: int) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(seed ^ SHUFFLING)
+    done, size = 0, min(size, samples)
+    while done < steps:
+        for chosen in torch.randperm(samples, generator=generator)[: samples - samples % size].split(size):
+            yield chosen
+            done += 1
+            if done == steps:
+                return
+
+
+def collect_trajectories(
+    nets: Sequence[Maker],
+    data: Dataset,
+    *,
+    count: int,
+    steps: int,
+    every: int,
+    rate: float = 1e-3,
+    batch_size: int = 64,
+    loss_fn: Loss = cross_entropy,
+    optimizer: Callable[..., Optimizer] = adam,
+    connect: bool = True,
+    seed: int = 0,
+    jobs: int = 1,
+    track: Track | None = None,
+) -> TrajectoryDataset:
+    """Train networks and keep their weights every so many steps.
+
+    Args:
+        nets: makers of networks from a generator, taken in turn.
+        data: what they learn.
+        count: of trainings, on seeds from `seed` on.
+        steps: of the optimizer.
+        every: steps between two states; the first state is after that many steps.
+        rate: learning rate.
+        batch_size: samples a step.
+        loss_fn: mean-reduced loss of (output, target).
+        optimizer: makes it from parameters and `lr`.
+        connect: whether the graphs have connections; without them, nets need not be traced.
+        seed: of the first training: initial weights and order of the batches.
+        jobs: processes.
+        track: shows progress.
+
+    Raises:
+        TypeError: as `neural_graph`.
+        ValueError: if there are no networks, or a number is less than 1.
+    """
+    if not nets or count < 1:
+        raise ValueError(f"There must be at least one net and one training, got {len(nets)} and {count}.")
+    calls = [
+        partial(
+            _trajectory,
+            nets[index % len(nets)],
+            partial(optimizer, lr=rate),
+            number,
+            connect,
+            partial(train_curve, data=data, steps=steps, batch_size=batch_size, every=every, seed=number),
+            loss_fn,
+        )
+        for index, number in enumerate(range(seed, seed + count))
+    ]
+    return TrajectoryDataset(parallel(calls, jobs=jobs, track=track, label="trajectories"))
+
+
+def _trajectory(
+    make: Maker, optimizer: Callable[..., Optimizer], seed: int, connect: bool, train: Callable[..., Any], loss_fn: Loss
+) -> Trajectory:
+    net = make(torch.Generator().manual_seed(seed))
+    states: list[Tensor] = []
+    rule = Backpropagation(net, loss_fn)
+    train(rule, optimizer=optimizer(net.parameters()), watch=lambda: states.append(weight_vector(net)))
+    if not states:
+        raise ValueError("A training kept no state: every must be at most its number of steps.")
+    return Trajectory(torch.stack(states, dim=1), neural_graph(net) if connect else weight_table(net))
