@@ -12,12 +12,18 @@ TINY = {
     "step_samples": 3,
     "step_training": (0, 4),
     "implicit_inner": (3, 3, 3),
+    "train": 100,
+    "test": 60,
     "hidden": (6, 5),
     "seeds": 2,
     "steps": 4,
     "every": 2,
     "tuning_seeds": 1,
     "batch_steps": 4,
+    "batch": 30,
+    "alphas": (0.01, 10.0),
+    "sgd_rates": (0.01, 0.1),
+    "adam_rates": (1e-3,),
 }
 
 

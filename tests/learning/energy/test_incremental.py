@@ -133,3 +133,14 @@ def test_divergence_is_raised_before_the_weights_see_it(generator):
 def test_momentum_out_of_range_is_named():
     with pytest.raises(ValueError, match="momentum must lie"):
         IncrementalPredictiveCoding(mlp(2, 3, 2), squared_energy, momentum=1.0)
+
+
+def test_learn_leaves_frozen_stages_alone(generator):
+    net, x, y = small(generator)
+    net[2].requires_grad_(False)
+    before = net[2].weight.clone()
+    rule = IncrementalPredictiveCoding(net, squared_energy, steps=4)
+    rule.learn(x, y, torch.optim.Adam(net.parameters(), lr=0.1))
+    assert torch.equal(net[2].weight, before)
+    assert net[2].weight.grad is None
+    assert float(net[0].weight.grad.abs().max()) > 0

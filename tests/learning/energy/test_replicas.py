@@ -23,6 +23,7 @@ from neuropil.learning.energy import (
     plot_grid,
     plot_step_sizes,
     plot_steps,
+    single_steps_of,
     squared_energy,
     sweep,
 )
@@ -131,6 +132,18 @@ def test_nets_that_cannot_be_stacked_are_named(generator):
         Replicas([nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 2))])
     with pytest.raises(ValueError, match="loss must be"):
         Replicas(nets(generator), loss="hinge")
+
+
+def test_single_steps_are_those_of_single_samples(generator):
+    net = nets(generator)[0]
+    x, y = torch.randn(3, 6, generator=generator).double(), torch.tensor([0, 3, 1])
+    steps = single_steps_of(net, Inferring(5, 0.1, 0.2, alpha=2.0), x, y)
+    for k in range(3):
+        moved = copy.deepcopy(net)
+        rule = InferenceLearning(moved, cross_entropy, steps=5, rate_own=0.1, rate_above=0.2, alpha=2.0)
+        rule.learn(x[k : k + 1], y[k : k + 1])
+        change = [(b - a).detach().flatten() for a, b in zip(net.parameters(), moved.parameters(), strict=True)]
+        assert_close(steps[k], torch.cat(change))
 
 
 def blobs(seed):

@@ -17,4 +17,5 @@ from .replicas import Inferring as Inferring
 from .replicas import Replicas as Replicas
 from .replicas import StackedAdam as StackedAdam
 from .replicas import StackedSGD as StackedSGD
+from .replicas import single_steps_of as single_steps_of
 from .sweep import sweep as sweep

@@ -49,7 +49,7 @@ class PredictiveCoding(LearningRule):
         tol: stop inference when no activity moves by more than tol * (1 + |h|); None takes all steps.
         guard: take back steps that raise the energy, and halve the rates for the rest of the batch. It needs both
             rates above 0 and a positive nudge; otherwise, or without it, divergence is an error.
-        generator: source of random activities; the global state is never used.
+        generator: source of random activities; None is one of the rule's own, seeded with 0.
 
     Attributes:
         stages: the cuts.
@@ -90,7 +90,8 @@ class PredictiveCoding(LearningRule):
         watched = guard and rate_own > 0 and rate_above > 0 and nudge > 0
         self.inference = Inference(steps, rate_own, rate_above, decay, tol, watched)
         self.stages = Stages(net, points, cut)
-        self.nudge, self.init, self.generator = nudge, init, generator
+        self.nudge, self.init = nudge, init
+        self.generator = torch.Generator().manual_seed(0) if generator is None else generator
         self.last: Relaxed | None = None
         self._warned = False
 
@@ -165,8 +166,9 @@ class PredictiveCoding(LearningRule):
         return gradients if self.nudge == 1 else [gradient / self.nudge for gradient in gradients]
 
     def _random(self, like: Tensor) -> Tensor:
-        device = self.generator.device if self.generator else like.device
-        return torch.randn(like.shape, generator=self.generator, dtype=like.dtype, device=device).to(like.device)
+        return torch.randn(like.shape, generator=self.generator, dtype=like.dtype, device=self.generator.device).to(
+            like.device
+        )
 
     def _expect(self, needed: int) -> None:
         """Say so when the error cannot reach the first stage: it climbs down one stage a step."""

@@ -20,7 +20,16 @@ from neuropil.learning.energy.proximal import target_share
 from neuropil.learning.energy.relaxation import advance
 from neuropil.learning.stages import Stages
 
-__all__ = ["Backpropagating", "Incremental", "Inferring", "ReplicaRule", "Replicas", "StackedAdam", "StackedSGD"]
+__all__ = [
+    "Backpropagating",
+    "Incremental",
+    "Inferring",
+    "ReplicaRule",
+    "Replicas",
+    "StackedAdam",
+    "StackedSGD",
+    "single_steps_of",
+]
 
 Rate = float | Float[Tensor, " replicas"]
 BETAS = (0.9, 0.999)
@@ -244,6 +253,24 @@ class StackedAdam:
             square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
             direction = mean / square.sqrt().div_(second**0.5).add_(TINY)
             parameter.addcmul_(direction, _axes(self.rate, parameter), value=-1 / first)
+
+
+def single_steps_of(
+    net: nn.Module, rule: ReplicaRule, x: Float[Tensor, "samples features"], y: Int[Tensor, " samples"]
+) -> Float[Tensor, "samples parameters"]:
+    """The step that a rule would take from each sample on its own, at rate 1: a replica a sample.
+
+    Args:
+        net: a chain; it stays as it is.
+        rule: yields gradients once; rates with an axis have one entry a sample.
+        x: samples.
+        y: their classes.
+
+    Returns:
+        Minus the gradients, flat, in the order of the parameters.
+    """
+    gradients = next(iter(rule.teach(Replicas([net] * len(x)), x[:, None], y[:, None])))
+    return -torch.cat([gradient.flatten(1) for gradient in gradients], 1)
 
 
 def _stack(layers: Sequence[Layer]) -> Layer:

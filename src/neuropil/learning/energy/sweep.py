@@ -19,7 +19,7 @@ Cell = Mapping[str, float]
 Columns = dict[str, Tensor]
 Measure = Callable[[Replicas, Tensor, Tensor], Mapping[str, Tensor]]
 ORDER = 0x5EED  # apart from the seeds of the initial weights
-SHOWN = 500  # training samples on which the loss is taken
+SHOWN = 500  # training samples on which the loss is taken; test samples at once
 
 
 def sweep(
@@ -115,11 +115,18 @@ def _look(
     measure: Measure | None,
 ) -> pd.DataFrame:
     count = len(cells)
-    test = torch.stack([split.x_test for split in splits]).repeat(count, 1, 1)
-    answers = torch.stack([split.y_test for split in splits]).repeat(count, 1)
-    x = torch.stack([split.x_train[:SHOWN] for split in splits]).repeat(count, 1, 1)
-    y = torch.stack([split.y_train[:SHOWN] for split in splits]).repeat(count, 1)
-    accuracy = replicas.accuracies(test, answers)
+
+    def together(part: str, start: int, end: int) -> Tensor:
+        own = torch.stack([getattr(split, part)[start:end] for split in splits])
+        return own.repeat(count, *[1] * (own.dim() - 1))
+
+    size = len(splits[0].x_test)
+    accuracy = torch.zeros(len(replicas), dtype=splits[0].x_test.dtype, device=splits[0].x_test.device)
+    for start in range(0, size, SHOWN):
+        end = min(start + SHOWN, size)
+        own = replicas.accuracies(together("x_test", start, end), together("y_test", start, end))
+        accuracy += own * ((end - start) / size)
+    x, y = together("x_train", 0, SHOWN), together("y_train", 0, SHOWN)
     outputs = replicas.outputs(x)
     if replicas.loss == "squared":
         losses = (outputs - one_hot_like(outputs, y)).square().sum(-1).mean(-1) / 2
@@ -128,6 +135,7 @@ def _look(
     frame = pd.DataFrame([{**cell, "seed": seed, "step": step} for cell in cells for seed in seeds])
     frame["accuracy"] = accuracy.cpu().double().numpy()
     frame["loss"] = np.nan_to_num(losses.cpu().double().numpy(), nan=np.inf, posinf=np.inf)
-    for name, values in (measure(replicas, test, answers) if measure else {}).items():
+    more = measure(replicas, together("x_test", 0, size), together("y_test", 0, size)) if measure else {}
+    for name, values in more.items():
         frame[name] = values.cpu().double().numpy()
     return frame

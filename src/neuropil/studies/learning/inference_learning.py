@@ -8,6 +8,7 @@ stability alone proves little; backpropagation towards the same target (BP-prox)
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -25,15 +26,16 @@ from neuropil.learning.energy import (
     InferenceLearning,
     Inferring,
     PredictiveCoding,
-    Replicas,
     StackedAdam,
     StackedSGD,
     implicit_sgd_step,
     plot_curves,
     plot_step_sizes,
     plot_steps,
+    single_steps_of,
     sweep,
 )
+from neuropil.parallel import parallel
 from neuropil.statistics import Comparison, compare_paired, t_interval
 
 
@@ -42,6 +44,8 @@ class Settings:
     """Sizes and lengths; the paper's own are in the scale "paper"."""
 
     data: str = "digits"
+    train: int | None = None
+    test: int | None = None
     exact_alphas: tuple[float, ...] = (0.01, 1.0, 100.0)
     step_hidden: int = 64
     step_seeds: int = 5
@@ -80,6 +84,7 @@ SCALES = {
         hidden=(256, 256),
         seeds=5,
         steps=20_000,
+        every=500,
         alphas=(0.01, 0.1, 1.0, 2.5, 10.0, 100.0),
         eps=0.0,
         sgd_rates=(0.005, 0.01, 0.015, 0.03, 0.05, 0.1),
@@ -90,6 +95,10 @@ SCALES = {
 SHORT = {"own": 0.015, "above": 0.015}  # IL-prox
 PLAIN = {"own": 0.015, "above": 0.02}  # IL-SGD
 INFERENCE = 25
+TURNING = (
+    "The implicit step turns away from the gradient as alpha grows (cosine 0.80 before training at alpha 100); the "
+    "direction of these steps hardly depends on alpha and stays near the gradient's."
+)
 GOAL = 0.85
 
 
@@ -111,9 +120,12 @@ def run(settings: Settings, run: Run) -> None:
         large_batches(settings, run)
 
 
-def split(settings: Settings, seed: int) -> Dataset:
-    """Flat data; the seed draws the split where there is no official one."""
-    return load(settings.data, seed=seed).flat() if settings.data == "digits" else load(settings.data).flat()
+def splits(settings: Settings, seeds: range) -> dict[int, Dataset]:
+    """Flat data of every seed, which draws the split where there is no official one."""
+    if settings.data == "digits":
+        return {seed: load("digits", seed=seed).flat() for seed in seeds}
+    data = load(settings.data).flat()
+    return {seed: data.subset(settings.train, settings.test, seed=seed) for seed in seeds}
 
 
 def exactness(settings: Settings, run: Run) -> None:
@@ -253,41 +265,44 @@ def nearer_implicit(table: pd.DataFrame, places: list[tuple[int, float]], run: R
             holds=all_of(decided),
             note=f"Least {words(place)}. "
             + "; ".join(f"{words(at)}: {comparison.mean:.3f}" for at, comparison in leads.items())
-            + ".",
+            + f". {TURNING}",
         )
 
 
 def measured_steps(settings: Settings, run: Run) -> pd.DataFrame:
     """Cosines and distances of every rule's step, one row a sample."""
-    rows = []
-    for seed in run.track(range(run.seed, run.seed + settings.step_seeds), "seeds of single steps"):
-        data = load("digits", seed=seed).flat()
-        net = mlp(data.features, settings.step_hidden, data.classes, generator=torch.Generator().manual_seed(seed))
-        x, y = data.x_train[: settings.step_samples], data.y_train[: settings.step_samples]
-        trained = 0
-        for training in settings.step_training:
-            train_plainly(net, data, training - trained, skip=settings.step_samples + trained)
-            trained = training
-            descents = zip(settings.implicit_inner, settings.implicit_rates, strict=True)
-            for alpha, (inner, rate) in zip(settings.step_alphas, descents, strict=True):
-                target = implicit_steps(net, x, y, alpha, inner, rate)
-                rules = {
-                    "SGD": Backpropagating(),
-                    "IL, converged": Inferring(100, 0.1, 0.1),
-                    "IL-prox": Inferring(INFERENCE, **SHORT, alpha=alpha, eps=settings.eps),
-                    "BP-prox": Backpropagating(alpha, settings.eps),
+    calls = [partial(steps_of_seed, settings, seed) for seed in range(run.seed, run.seed + settings.step_seeds)]
+    frames = parallel(calls, jobs=run.jobs, track=run.track, label="seeds of single steps")
+    return pd.concat(frames, ignore_index=True)
+
+
+def steps_of_seed(settings: Settings, seed: int) -> pd.DataFrame:
+    """The same for one net."""
+    rows, trained = [], 0
+    data = load("digits", seed=seed).flat()
+    net = mlp(data.features, settings.step_hidden, data.classes, generator=torch.Generator().manual_seed(seed))
+    x, y = data.x_train[: settings.step_samples], data.y_train[: settings.step_samples]
+    for training in settings.step_training:
+        train_plainly(net, data, training - trained, skip=settings.step_samples + trained)
+        trained = training
+        descents = zip(settings.implicit_inner, settings.implicit_rates, strict=True)
+        for alpha, (inner, rate) in zip(settings.step_alphas, descents, strict=True):
+            target = implicit_steps(net, x, y, alpha, inner, rate)
+            rules = {
+                "SGD": Backpropagating(),
+                "IL, converged": Inferring(100, 0.1, 0.1),
+                "IL-prox": Inferring(INFERENCE, **SHORT, alpha=alpha, eps=settings.eps),
+                "BP-prox": Backpropagating(alpha, settings.eps),
+            }
+            explicit = single_steps_of(net, rules["SGD"], x, y)
+            for name, rule in rules.items():
+                step = single_steps_of(net, rule, x, y) * (1 if rule.alpha is not None else alpha)
+                columns = {
+                    "cosine": cosine_similarity(step, target, dim=1).tolist(),
+                    "explicit": cosine_similarity(step, explicit, dim=1).tolist(),
+                    "distance": ((step - target).norm(dim=1) / target.norm(dim=1)).tolist(),
                 }
-                explicit = one_by_one(net, rules["SGD"], x, y)
-                for name, rule in rules.items():
-                    step = one_by_one(net, rule, x, y) * (1 if rule.alpha is not None else alpha)
-                    frame = pd.DataFrame(
-                        {
-                            "cosine": cosine_similarity(step, target, dim=1).tolist(),
-                            "explicit": cosine_similarity(step, explicit, dim=1).tolist(),
-                            "distance": ((step - target).norm(dim=1) / target.norm(dim=1)).tolist(),
-                        }
-                    )
-                    rows.append(frame.assign(seed=seed, training=training, alpha=alpha, rule=name))
+                rows.append(pd.DataFrame(columns).assign(seed=seed, training=training, alpha=alpha, rule=name))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -311,13 +326,6 @@ def implicit_steps(net: nn.Module, x: Tensor, y: Tensor, alpha: float, inner: in
 
     found = vmap(after)(x, y)
     return torch.cat([(found[name] - p.detach()).flatten(1) for name, p in net.named_parameters()], 1)
-
-
-def one_by_one(net: nn.Module, rule: Backpropagating | Inferring, x: Tensor, y: Tensor) -> Tensor:
-    """A rule's step of every sample on its own, (samples, parameters): a replica a sample."""
-    replicas = Replicas([net] * len(x))
-    gradients = next(iter(rule.teach(replicas, x[:, None], y[:, None])))
-    return -torch.cat([gradient.flatten(1) for gradient in gradients], 1)
 
 
 def stability(settings: Settings, run: Run) -> None:
@@ -357,7 +365,9 @@ def stability(settings: Settings, run: Run) -> None:
         threshold="interval above 0 at every alpha >= 1",
         baseline="BP-prox: " + ", ".join(f"{means['BP-prox', alpha]:.1f}% at {alpha:g}" for alpha in large),
         holds=all_of([comparison.above(0) for comparison in leads.values()]),
-        note="; ".join(f"alpha {alpha:g}: {comparison.mean:.1f} points" for alpha, comparison in leads.items()) + ".",
+        note="; ".join(f"alpha {alpha:g}: {comparison.mean:.1f} points" for alpha, comparison in leads.items())
+        + f". Standard deviation over seeds at alpha >= 1: BP-prox {_range(table, 'BP-prox', large)}, IL-prox "
+        f"{_range(table, 'IL-prox', large)} points: a last step can throw BP-prox off.",
     )
     run.figure("stability", plot_step_sizes(table))
 
@@ -390,29 +400,30 @@ def raced(
     """Train every contender on its cells; on a validation split and seeds of its own where it is for tuning."""
     first = run.seed + (1000 if tuning else 0)
     seeds = range(first, first + (settings.tuning_seeds if tuning else settings.seeds))
-    held = {seed: split(settings, seed).holdout(0.2, seed=seed) if tuning else split(settings, seed) for seed in seeds}
+    held = splits(settings, seeds)
+    if tuning:
+        held = {seed: data.holdout(0.2, seed=seed) for seed, data in held.items()}
     features, classes = held[first].features, held[first].classes
     run.uses(held[first])
-    frames = []
-    for name in contenders if isinstance(cells, list) else cells:
-        rule, optimizer = contenders[name]
-        frames.append(
-            sweep(
-                cells if isinstance(cells, list) else cells[name],
-                rule,
-                optimizer,
-                held.__getitem__,
-                lambda generator: mlp(features, *settings.hidden, classes, generator=generator),
-                seeds=seeds,
-                steps=settings.steps if steps is None else steps,
-                batch_size=batch,
-                every=settings.every,
-                device=run.device,
-                track=run.track,
-                label=f"{name}, {'tuning' if tuning else 'training'}, batch {batch}",
-            ).assign(rule=name)
+    chosen = dict.fromkeys(contenders, cells) if isinstance(cells, list) else cells
+    calls = [
+        partial(
+            sweep,
+            own,
+            *contenders[name],
+            held.__getitem__,
+            lambda generator: mlp(features, *settings.hidden, classes, generator=generator),
+            seeds=seeds,
+            steps=settings.steps if steps is None else steps,
+            batch_size=batch,
+            every=settings.every,
+            device=run.device,
         )
-    return pd.concat(frames, ignore_index=True)
+        for name, own in chosen.items()
+    ]
+    label = f"rules, {'tuning' if tuning else 'training'}, batch {batch}"
+    frames = parallel(calls, jobs=run.jobs, track=run.track, label=label)
+    return pd.concat([frame.assign(rule=name) for name, frame in zip(chosen, frames, strict=True)], ignore_index=True)
 
 
 def tuned(table: pd.DataFrame, tail: float) -> dict[str, list[dict[str, float]]]:
@@ -531,6 +542,11 @@ def ends(table: pd.DataFrame, rule: str, alpha: float | None = None) -> np.ndarr
     """Accuracies of a rule at the end, percent, in the order of the seeds."""
     rows = table.query("rule == @rule and step == step.max()" + ("" if alpha is None else f" and alpha == {alpha}"))
     return 100 * rows.sort_values(by="seed")["accuracy"].to_numpy(dtype=float)
+
+
+def _range(table: pd.DataFrame, rule: str, alphas: list[float]) -> str:
+    spreads = [float(ends(table, rule, alpha).std(ddof=1)) for alpha in alphas]
+    return f"{min(spreads):.1f} to {max(spreads):.1f}"
 
 
 def all_of(decided: list[bool | None]) -> bool | None:
