@@ -25,7 +25,18 @@ def test_every_entry_is_complete():
 
 
 def test_public_names_are_there():
-    names = ["DataError", "Dataset", "DatasetInfo", "catalogue", "fetch", "is_at_hand", "load", "locate"]
+    names = [
+        "CORRUPTIONS",
+        "DataError",
+        "Dataset",
+        "DatasetInfo",
+        "catalogue",
+        "corrupt",
+        "fetch",
+        "is_at_hand",
+        "load",
+        "locate",
+    ]
     assert sorted(data.__all__) == names
     assert all(getattr(data, name) for name in names)
 

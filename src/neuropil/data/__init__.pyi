@@ -1,5 +1,7 @@
 from .catalog import DatasetInfo as DatasetInfo
 from .catalog import catalogue as catalogue
+from .corruptions import CORRUPTIONS as CORRUPTIONS
+from .corruptions import corrupt as corrupt
 from .dataset import Dataset as Dataset
 from .errors import DataError as DataError
 from .fetching import fetch as fetch

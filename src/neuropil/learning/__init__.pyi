@@ -1,10 +1,15 @@
 from . import assemblies as assemblies
 from . import contrastive as contrastive
+from . import energy as energy
 from . import equilibrium as equilibrium
 from . import evolution as evolution
 from . import feedback as feedback
 from . import geometry as geometry
+from . import hebbian as hebbian
 from . import inhibition as inhibition
+from . import nowcast as nowcast
+from . import plasticity as plasticity
+from . import spectrum as spectrum
 from .alignment import alignment as alignment
 from .backpropagation import Backpropagation as Backpropagation
 from .compare import compare as compare
@@ -14,6 +19,9 @@ from .contrastive import ForwardForward as ForwardForward
 from .contrastive import LabelOverlay as LabelOverlay
 from .costs import peak_memory as peak_memory
 from .costs import step_cost as step_cost
+from .energy import IncrementalPredictiveCoding as IncrementalPredictiveCoding
+from .energy import InferenceLearning as InferenceLearning
+from .energy import PredictiveCoding as PredictiveCoding
 from .equilibrium import EquilibriumPropagation as EquilibriumPropagation
 from .equilibrium import FixedPointNetwork as FixedPointNetwork
 from .equilibrium import RecurrentBackprop as RecurrentBackprop
@@ -27,6 +35,9 @@ from .feedback import Shallow as Shallow
 from .feedback import SignSymmetry as SignSymmetry
 from .geometry import MirrorDescent as MirrorDescent
 from .geometry import WeightGeometry as WeightGeometry
+from .hebbian import NeuroModulatedHebbian as NeuroModulatedHebbian
+from .hebbian import SoftHebb as SoftHebb
+from .hebbian import Tent as Tent
 from .inhibition import DisinhibitoryControl as DisinhibitoryControl
 from .inhibition import DisinhibitoryNetwork as DisinhibitoryNetwork
 from .league import league as league
@@ -35,6 +46,7 @@ from .networks import mlp as mlp
 from .networks import small_conv as small_conv
 from .neuron import DeltaRule as DeltaRule
 from .neuron import McCullochPitts as McCullochPitts
+from .nowcast import Nowcasting as Nowcasting
 from .perturbation import NodePerturbation as NodePerturbation
 from .plots import plot_final_accuracies as plot_final_accuracies
 from .plots import plot_learning_curves as plot_learning_curves
@@ -45,6 +57,9 @@ from .rules import contender as contender
 from .settle import NotSettledError as NotSettledError
 from .settle import Settled as Settled
 from .settle import settle as settle
+from .spectrum import NoisyLabels as NoisyLabels
+from .spectrum import PhaseAmplitudeStopping as PhaseAmplitudeStopping
+from .spectrum import SpectralGate as SpectralGate
 from .stages import Stages as Stages
 from .stages import undisturbed as undisturbed
 from .training import Contender as Contender

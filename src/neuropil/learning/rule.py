@@ -144,11 +144,11 @@ class LearningRule(nn.Module, ABC):
         if isinstance(generator, torch.Generator):
             destination[prefix + "generator"] = generator.get_state()
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         generator = getattr(self, "generator", None)
         if isinstance(generator, torch.Generator) and prefix + "generator" in state_dict:
             generator.set_state(state_dict.pop(prefix + "generator").cpu())
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def predict(self, x: Any) -> Tensor:
         """Output of the trained network: `net(x)` unless the rule says otherwise."""

@@ -5,57 +5,67 @@ from torch.testing import assert_close
 
 from neuropil.learning.spectrum import confident_subset
 
-
-def test_the_subset_is_where_prediction_and_label_agree():
-    logits = torch.tensor([[2.0, 1, 0], [0, 1, 2], [0, 3, 1], [5, 0, 0], [1, 0, 0]])
-    found = confident_subset(nn.Identity(), logits, torch.tensor([0, 1, 1, 0, 0]), batch_size=2)
-    assert found.indices.tolist() == [0, 2, 3, 4]
-    # Counts 3, 1, 0: their mean over the two classes there are is 2.
-    assert_close(found.class_weights, torch.tensor([2 / 3, 2.0, 0.0]))
+LOGITS = torch.eye(4)[[0, 0, 1, 2, 2, 2]] * 3
 
 
-def test_weighted_classes_count_alike():
-    y = torch.tensor([0, 0, 0, 1])
-    found = confident_subset(nn.Identity(), nn.functional.one_hot(y, 2).float(), y)
-    assert float(found.class_weights[y].sum()) == pytest.approx(len(y))
-    assert_close(found.class_weights[0] * 3, found.class_weights[1])
+def test_samples_whose_label_is_the_prediction_and_their_weights():
+    labels = torch.tensor([0, 0, 1, 2, 1, 2])
+    indices, weights = confident_subset(nn.Identity(), LOGITS, labels, batch_size=4)
+    assert indices.tolist() == [0, 1, 2, 3, 5]
+    assert_close(weights, 1.25 / torch.tensor([2.0, 1.0, 2.0, torch.inf]))  # class 3 has none: weight 0
 
 
-def test_views_are_averaged_as_probabilities():
-    logits, y = torch.tensor([[0.0, 1.0]]), torch.tensor([0])
-    assert confident_subset(nn.Identity(), logits, y).indices.tolist() == []
-    turned = [lambda x: x, lambda x: 9 * x.flip(1)]
-    assert confident_subset(nn.Identity(), logits, y, views=turned).indices.tolist() == [0]
-    # Logits would average to a lead of 8 for class 1; probabilities to 0.5 + 0.5 * 0.27 for class 0.
-    strong = [lambda x: 8 * x, lambda x: 1.5 * x.flip(1), lambda x: 1.5 * x.flip(1)]
-    assert confident_subset(nn.Identity(), logits, y, views=strong).indices.tolist() == [0]
+def test_weights_give_every_class_the_same_say():
+    labels = LOGITS.argmax(1)
+    _, weights = confident_subset(nn.Identity(), LOGITS, labels)
+    assert_close(torch.bincount(labels, weights[labels], 4)[:3], torch.full((3,), 1.5))
 
 
-def test_nobody_agreed_is_an_answer():
-    found = confident_subset(nn.Identity(), torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
-    assert found.indices.shape == (0,)
-    assert found.class_weights.tolist() == [0.0, 0.0]
+def test_a_net_that_agrees_with_no_label_leaves_nothing():
+    indices, weights = confident_subset(nn.Identity(), LOGITS, (LOGITS.argmax(1) + 1) % 4)
+    assert indices.shape == (0,)
+    assert not weights.any()
 
 
-def test_modes_statistics_and_gradients_are_left_alone():
-    net = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Linear(3, 2))
+def test_the_net_is_evaluated_as_it_predicts_and_left_in_its_mode():
+    net = nn.Sequential(nn.Dropout(0.99), nn.BatchNorm1d(4))
     net[1].eval()
-    before = {key: value.clone() for key, value in net.state_dict().items()}
-    found = confident_subset(net, torch.randn(8, 3), torch.zeros(8, dtype=torch.int64))
-    assert [module.training for module in net] == [True, False, True]
-    assert_close(net.state_dict(), before)
-    assert not found.class_weights.requires_grad
+    before = net[1].running_mean.clone()
+    indices, _ = confident_subset(net, LOGITS, LOGITS.argmax(1))
+    assert len(indices) == 6
+    assert (net.training, net[0].training, net[1].training) == (True, True, False)
+    assert torch.equal(net[1].running_mean, before)
 
 
-def test_nonsense_is_refused():
-    x, y = torch.ones(2, 3), torch.tensor([0, 1])
-    with pytest.raises(ValueError, match="as many, at least one; got 2 and 1"):
-        confident_subset(nn.Identity(), x, y[:1])
-    with pytest.raises(ValueError, match="as many, at least one; got 0 and 0"):
-        confident_subset(nn.Identity(), x[:0], y[:0])
-    with pytest.raises(ValueError, match="batch_size"):
-        confident_subset(nn.Identity(), x, y, batch_size=0)
-    with pytest.raises(ValueError, match="0 to 2, got 0 to 7"):
-        confident_subset(nn.Identity(), x, torch.tensor([0, 7]))
-    with pytest.raises(ValueError, match=r"\(batch, classes\), got shape \(2, 3, 1\)"):
-        confident_subset(nn.Unflatten(1, (3, 1)), x, y)
+def test_views_are_averaged():
+    shifts = iter([torch.tensor([0.0, 2.0, 0.0, 0.0]), torch.tensor([1.0, 0.0, 0.0, 0.0])])
+    x = torch.zeros(1, 4)
+    indices, _ = confident_subset(nn.Identity(), x, torch.tensor([1]), augment=lambda part: part + next(shifts))
+    assert indices.tolist() == [0]  # the first view is surer of class 1 than the second of class 0
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: confident_subset(nn.Identity(), LOGITS, torch.tensor([0])), ValueError, "6 samples but 1 labels"),
+        (
+            lambda: confident_subset(nn.Identity(), LOGITS[:0], torch.tensor([], dtype=torch.int64)),
+            ValueError,
+            "at least",
+        ),
+        (lambda: confident_subset(nn.Identity(), LOGITS, torch.full((6,), 4)), ValueError, "the net has 4 classes"),
+        (
+            lambda: confident_subset(nn.Identity(), LOGITS, torch.zeros(6, dtype=torch.int64), views=0),
+            ValueError,
+            "views",
+        ),
+        (
+            lambda: confident_subset(nn.Identity(), LOGITS * torch.nan, torch.zeros(6, dtype=torch.int64)),
+            FloatingPointError,
+            "diverged",
+        ),
+    ],
+)
+def test_wrong_use_is_named(call, error, words):
+    with pytest.raises(error, match=words):
+        call()

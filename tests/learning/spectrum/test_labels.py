@@ -1,115 +1,104 @@
 import pytest
 import torch
-from torch.testing import assert_close
+from hypothesis import given
+from hypothesis import strategies as st
 
 from neuropil.learning.spectrum import NoisyLabels
 
-N = 20_000
+
+def draws(kind, y, rate, classes, seed=0, x=None):
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "instance":
+        x = torch.randn(len(y), 3, 2, generator=torch.Generator().manual_seed(9)) if x is None else x
+        return NoisyLabels.instance(x, y, rate, classes, generator)
+    return getattr(NoisyLabels, kind)(y, rate, classes, generator)
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+KINDS = ["symmetric", "pair", "instance"]
+every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-@pytest.fixture
-def y():
-    return torch.randint(5, (N,), generator=seeded(9))
+@given(st.sampled_from(KINDS), st.floats(0, 0.99), st.integers(2, 6), st.integers(1, 40), st.integers(0, 5))
+def test_the_mask_says_exactly_which_labels_are_wrong(kind, rate, classes, samples, seed):
+    y = torch.randint(classes, (samples,), generator=torch.Generator().manual_seed(seed))
+    kept = y.clone()
+    labels, flipped = draws(kind, y, rate, classes, seed)
+    assert torch.equal(labels != y, flipped)
+    assert torch.equal(y, kept)
+    assert labels.dtype == torch.int64
+    assert 0 <= int(labels.min()) <= int(labels.max()) < classes
+    assert torch.equal(draws(kind, y, rate, classes, seed).labels, labels)
 
 
-@pytest.mark.parametrize("rate", [0.2, 0.5, 0.9])
-def test_symmetric_noise_has_its_rate_and_prefers_no_class(y, rate):
-    labels, flipped = NoisyLabels.symmetric(y, rate, 5, seeded())
-    assert torch.equal(flipped, labels != y)
-    assert float(flipped.float().mean()) == pytest.approx(rate, abs=4 * (rate * (1 - rate) / N) ** 0.5)
-    shifts = torch.bincount((labels - y)[flipped] % 5, minlength=5).double()
-    assert shifts[0] == 0
-    assert_close(shifts[1:] / shifts.sum(), torch.full((4,), 0.25, dtype=torch.float64), rtol=0, atol=0.02)
+@every_kind
+def test_rate_zero_flips_nothing(kind):
+    y = torch.arange(4).repeat(20)
+    assert not draws(kind, y, 0.0, 4).flipped.any()
 
 
-def test_pair_noise_moves_to_the_next_class(y):
-    labels, flipped = NoisyLabels.pair(y, 0.45, 5, seeded())
-    assert float(flipped.float().mean()) == pytest.approx(0.45, abs=0.015)
-    assert torch.equal(labels[flipped], (y[flipped] + 1) % 5)
-    assert torch.equal(labels[~flipped], y[~flipped])
+@every_kind
+@pytest.mark.parametrize("rate", [0.2, 0.5, 0.7])
+def test_as_many_labels_are_wrong_as_asked_for(kind, rate):
+    y = torch.arange(5).repeat(4000)
+    assert float(draws(kind, y, rate, 5).flipped.float().mean()) == pytest.approx(rate, abs=0.012)  # 3.4 s.d. or more
 
 
-def test_instance_noise_has_its_rates_and_no_true_class_among_the_wrong_ones(y):
-    x = torch.randn(N, 2, 3, generator=seeded(1))
-    labels, flipped = NoisyLabels.instance(x, y, 0.45, 5, seeded())
-    assert float(flipped.float().mean()) == pytest.approx(0.45, abs=0.015)
-    assert torch.equal(flipped, labels != y)
-    exact = NoisyLabels.instance(x, y, 0.3, 5, seeded(), spread=0.0)
-    assert float(exact.flipped.float().mean()) == pytest.approx(0.3, abs=0.015)
+def test_symmetric_noise_is_uniform_over_the_others_and_pair_noise_is_the_next():
+    y = torch.full((30_000,), 2)
+    labels, flipped = draws("symmetric", y, 0.6, 4)
+    shares = torch.bincount(labels[flipped], minlength=4) / int(flipped.sum())
+    torch.testing.assert_close(shares, torch.tensor([1 / 3, 1 / 3, 0, 1 / 3]), rtol=0, atol=0.015)
+    y = torch.arange(4).repeat(100)
+    labels, flipped = draws("pair", y, 0.5, 4)
+    assert torch.equal(labels[flipped], (y[flipped] + 1) % 4)
 
 
-def test_instance_noise_depends_on_the_sample():
-    """The same sample in the same class is mistaken for the same class, if its features are large."""
-    y = torch.zeros(2000, dtype=torch.int64)
-    x = 1e3 * torch.randn(2, 4, generator=seeded(3))[torch.arange(2000) % 2]
-    labels, flipped = NoisyLabels.instance(x, y, 0.5, 10, seeded())
-    for kind in range(2):
-        assert len(labels[flipped & (torch.arange(2000) % 2 == kind)].unique()) == 1
-    nothing = NoisyLabels.instance(0 * x, y, 0.5, 10, seeded())
-    assert len(nothing.labels[nothing.flipped].unique()) == 9  # no features: symmetric
+def test_instance_noise_follows_the_sample():
+    x = torch.randn(2, 8, generator=torch.Generator().manual_seed(1)).repeat_interleave(3000, 0)
+    labels, flipped = draws("instance", torch.zeros(6000, dtype=torch.int64), 0.5, 4, x=x)
+    shares = [
+        torch.bincount(part[mask], minlength=4) / mask.sum()
+        for part, mask in zip(labels.split(3000), flipped.split(3000), strict=True)
+    ]
+    assert float((shares[0] - shares[1]).abs().max()) > 0.2
 
 
-def test_rate_zero_flips_nothing(y):
-    x = torch.randn(N, 3, generator=seeded(1))
-    for noisy in (
-        NoisyLabels.symmetric(y, 0.0, 5, seeded()),
-        NoisyLabels.pair(y, 0.0, 5, seeded()),
-        NoisyLabels.instance(x, y, 0.0, 5, seeded(), spread=0.0),
-    ):
-        assert not noisy.flipped.any()
-        assert torch.equal(noisy.labels, y)
+def test_instance_probabilities_are_those_of_the_formula():
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(1, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64).repeat(40_000, 1)
+    y = torch.ones(40_000, dtype=torch.int64)
+    labels, flipped = NoisyLabels.instance(x, y, 0.5, 3, generator, spread=1e-6)
+    again = torch.Generator().manual_seed(3)  # the same draws, in the same order: rates, then W
+    torch.rand(40_000, generator=again)
+    W = torch.randn(3, 4, 3, generator=again, dtype=torch.float64)
+    scores = x[0] @ W[1]
+    wanted = scores[[0, 2]].softmax(0)
+    found = torch.bincount(labels[flipped], minlength=3)[[0, 2]] / flipped.sum()
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=0.015)
 
 
-def test_a_cut_off_normal_moves_its_mean_inwards(y):
-    noisy = NoisyLabels.instance(torch.zeros(N, 1), y, 0.0, 5, seeded())
-    assert float(noisy.flipped.float().mean()) == pytest.approx(0.1 * (2 / torch.pi) ** 0.5, abs=0.008)
+def test_huge_and_zero_samples_still_flip_to_another_class():
+    y = torch.tensor([0, 1, 2]).repeat(50)
+    for x in (torch.full((150, 5), 1e30), torch.zeros(150, 5)):
+        labels, flipped = draws("instance", y, 0.9, 3, x=x)
+        assert torch.equal(labels != y, flipped)
+        assert int(flipped.sum()) > 110
 
 
-def test_the_generator_decides_and_the_input_is_left_alone(y):
-    x, before = torch.randn(N, 3, generator=seeded(1)), y.clone()
-    state = torch.random.get_rng_state()
-    for draw in (
-        lambda g: NoisyLabels.symmetric(y, 0.5, 5, g),
-        lambda g: NoisyLabels.pair(y, 0.5, 5, g),
-        lambda g: NoisyLabels.instance(x, y, 0.5, 5, g),
-    ):
-        assert torch.equal(draw(seeded()).labels, draw(seeded()).labels)
-        assert not torch.equal(draw(seeded()).labels, draw(seeded(1)).labels)
-    assert torch.equal(state, torch.random.get_rng_state())
-    assert torch.equal(y, before)
-
-
-def test_one_sample_huge_features_and_float32():
-    y = torch.tensor([1])
-    for size in (1e-30, 1.0, 1e30):
-        labels, _ = NoisyLabels.instance(torch.full((1, 4), size), y, 0.9, 3, seeded())
-        assert int(labels) in (0, 1, 2)
-    assert NoisyLabels.symmetric(y[:0], 0.5, 3).labels.shape == (0,)
-
-
+@every_kind
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
-def test_a_rate_that_is_none_is_refused(rate):
-    y, x = torch.tensor([0, 1]), torch.ones(2, 3)
-    for draw in (
-        lambda: NoisyLabels.symmetric(y, rate, 2),
-        lambda: NoisyLabels.pair(y, rate, 2),
-        lambda: NoisyLabels.instance(x, y, rate, 2),
-    ):
-        with pytest.raises(ValueError, match="rate must lie in"):
-            draw()
+def test_rates_outside_the_range_are_named(kind, rate):
+    with pytest.raises(ValueError, match=r"rate must lie in \[0, 1\)"):
+        draws(kind, torch.tensor([0, 1]), rate, 2)
 
 
-def test_other_nonsense_is_refused():
-    y = torch.tensor([0, 3])
-    with pytest.raises(ValueError, match="0 to 2, got 0 to 3"):
-        NoisyLabels.symmetric(y, 0.5, 3)
-    with pytest.raises(ValueError, match="n_classes must be at least 2"):
-        NoisyLabels.pair(y, 0.5, 1)
+def test_wrong_use_is_named():
+    y = torch.tensor([0, 1, 4])
+    with pytest.raises(ValueError, match=r"class 4 .* 4 classes"):
+        NoisyLabels.pair(y, 0.2, 4)
+    with pytest.raises(ValueError, match="at least 2"):
+        NoisyLabels.symmetric(torch.zeros(3, dtype=torch.int64), 0.2, 1)
+    with pytest.raises(ValueError, match="2 samples but 3 labels"):
+        NoisyLabels.instance(torch.ones(2, 4), y, 0.2, 5)
     with pytest.raises(ValueError, match="spread"):
-        NoisyLabels.instance(torch.ones(2, 3), y, 0.5, 4, spread=-1.0)
-    with pytest.raises(ValueError, match="finite samples"):
-        NoisyLabels.instance(torch.full((2, 3), float("nan")), y, 0.5, 4)
+        NoisyLabels.instance(torch.ones(3, 4), y, 0.2, 5, spread=0.0)

@@ -1,4 +1,4 @@
-"""Learning from noisy labels: stop the amplitude and the phase of features at different times."""
+"""Phase and amplitude of features: learning signals that are stopped in one of them, for labels that may be wrong."""
 
 import lazy_loader
 

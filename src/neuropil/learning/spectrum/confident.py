@@ -1,88 +1,84 @@
-"""Which training samples a network agrees with, and how to weigh their classes.
+"""Samples whose label the net itself would give, and class weights that make up for what is missing.
 
-confident:  argmax_c  mean over views of softmax(net(view(x_i)))_c  =  y_i
-weight_c =  mean count / count_c  over the confident samples; the mean is over the classes that have any, and a class
-            that has none gets 0
+S   = {i : argmax_c p(c | x_i) = label_i}        p: probabilities of the net, mean over augmented views
+w_c = mean_c' n_c' / n_c                         n_c: samples of class c in S;  w_c = 0 where n_c = 0
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 __all__ = ["Confident", "confident_subset"]
 
 
 class Confident(NamedTuple):
-    """Samples whose label the network predicts.
+    """What the net believes.
 
     Attributes:
-        indices: of the samples, ascending; there may be none.
-        class_weights: for the loss, e.g. `cross_entropy(weight=...)`.
+        indices: of the samples, ascending; none where the net agrees with no label.
+        class_weights: for the loss, 0 for a class without samples.
     """
 
-    indices: Int64[Tensor, " confident"]
+    indices: Int[Tensor, " chosen"]
     class_weights: Float[Tensor, " classes"]
 
 
 @torch.no_grad()
 def confident_subset(
     net: nn.Module,
-    data: Float[Tensor, " samples *shape"],
-    labels: Int64[Tensor, " _"],
+    data: Float[Tensor, "samples *shape"],
+    labels: Int[Tensor, " labels"],
     *,
-    views: Sequence[Callable[[Tensor], Tensor]] = (),
+    augment: Callable[[Tensor], Tensor] | None = None,
+    views: int = 2,
     batch_size: int = 1000,
 ) -> Confident:
-    """Find the samples whose given label is the network's own prediction.
+    """Find the samples whose given label is the net's prediction.
 
-    The network predicts in evaluation mode, and every module is left in the mode it was in.
+    The net is evaluated in eval mode and left in the mode in which it came.
 
     Args:
-        net: classifier, (batch, ...) to logits (batch, classes).
-        data: training samples.
-        labels: their given labels.
-        views: random augmentations of a batch, whose predictions are averaged (two in the paper's code); none takes the
+        net: returns logits, (batch, classes).
+        data: samples.
+        labels: as given, some perhaps wrong.
+        augment: makes a random view of a batch; then the probabilities of several views are averaged. None looks at the
             samples as they are.
-        batch_size: samples a forward pass.
+        views: how many views, where there are such.
+        batch_size: samples at a time.
 
     Raises:
-        ValueError: if there are no samples, lengths differ, the batch size is less than 1, the net's output is not
-            (batch, classes), or a label is none of its classes.
+        ValueError: if there are not as many samples as labels or none at all, a number is less than 1, or a label is
+            outside the net's classes.
+        FloatingPointError: if the net's probabilities are not finite.
 
-    Source: Bai et al. 2021 (PES), kept by Huang et al. 2023.
+    Source: Bai et al., NeurIPS 2021 (confident samples, class weights).
     """
-    if not len(data) or len(data) != len(labels):
-        raise ValueError(f"data and labels must be as many, at least one; got {len(data)} and {len(labels)}.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    agreed, classes = [], 0
-    with _evaluating(net):
-        for x, y in zip(data.split(batch_size), labels.split(batch_size), strict=True):
-            seen = [net(view(x)) for view in views] or [net(x)]
-            if seen[0].dim() != 2:
-                raise ValueError(f"The net must return (batch, classes), got shape {tuple(seen[0].shape)}.")
-            classes = seen[0].shape[1]
-            mean = torch.stack([torch.softmax(logits, 1) for logits in seen]).mean(0)
-            agreed.append(mean.argmax(1) == y)
-    if not (int(labels.min()) >= 0 and int(labels.max()) < classes):
-        raise ValueError(f"Labels must be 0 to {classes - 1}, got {int(labels.min())} to {int(labels.max())}.")
-    indices = torch.cat(agreed).nonzero().squeeze(1)
-    counts = torch.bincount(labels[indices], minlength=classes).to(data.dtype)
-    mean = counts.sum() / (counts > 0).sum().clamp(min=1)
-    return Confident(indices, torch.where(counts > 0, mean / counts, 0.0))
-
-
-@contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while."""
-    modes = {module: module.training for module in net.modules()}
+    if len(data) != len(labels) or not len(data):
+        raise ValueError(f"{len(data)} samples but {len(labels)} labels: wanted as many, and at least one.")
+    if views < 1 or batch_size < 1:
+        raise ValueError(f"views and batch_size must be at least 1, got {views} and {batch_size}.")
+    modes = [(module, module.training) for module in net.modules()]
     net.eval()
     try:
-        yield
+        parts = [_probabilities(net, part, augment, views) for part in data.split(batch_size)]
     finally:
-        for module, mode in modes.items():
+        for module, mode in modes:
             module.training = mode
+    probabilities = torch.cat(parts)
+    if not bool(torch.isfinite(probabilities).all()):
+        raise FloatingPointError(f"{type(net).__name__} gives probabilities that are not finite: it has diverged.")
+    classes = probabilities.shape[1]
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise ValueError(f"labels run from {int(labels.min())} to {int(labels.max())}, the net has {classes} classes.")
+    indices = (probabilities.argmax(1) == labels).nonzero().squeeze(1)
+    counts = torch.bincount(labels[indices], minlength=classes).to(probabilities)
+    return Confident(indices, torch.where(counts > 0, counts.mean() / counts.clamp(min=1), 0.0))
+
+
+def _probabilities(net: nn.Module, x: Tensor, augment: Callable[[Tensor], Tensor] | None, views: int) -> Tensor:
+    if augment is None:
+        return net(x).softmax(1)
+    return torch.stack([net(augment(x)).softmax(1) for _ in range(views)]).mean(0)

@@ -1,15 +1,16 @@
-"""Three ways of getting labels wrong.
+"""Wrong labels, made on purpose, with a record of which they are.
 
-symmetric   with probability r, one of the other classes, all alike
-pair        with probability r, the next class: y + 1 (mod classes)
-instance    with probability q_i of the sample's own, q_i ~ Normal(r, spread^2) cut at 0 and 1; the wrong class is
-            drawn from softmax(x_i W_y) over the others, W_y ~ Normal(0, 1), (features, classes), one a true class
+symmetric    with probability r a label becomes one of the other classes, each alike
+pair         with probability r class c becomes class c + 1 (the last becomes the first)
+instance     sample i has a rate of its own, q_i ~ N(r, s^2) cut to [0, 1], and a wrong class that depends on what
+             it looks like:   p_i = q_i softmax(x_i W_{y_i})   with the true class left out,   p_i[y_i] = 1 - q_i
+             W_c ~ N(0, 1), (features, classes), one for each true class c
 """
 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int
 from scipy import stats
 from torch import Tensor
 
@@ -17,128 +18,113 @@ __all__ = ["NoisyLabels"]
 
 
 class NoisyLabels(NamedTuple):
-    """Labels of which some were flipped.
+    """Labels of which some are wrong.
 
     Attributes:
-        labels: the noisy labels.
-        flipped: where they are wrong.
-
-    Source: the noise models of Huang et al. 2023; instance-dependent noise by Xia et al., NeurIPS 2020, algorithm 2.
+        labels: as given to the learner, int64.
+        flipped: which of them are wrong.
     """
 
-    labels: Int64[Tensor, " samples"]
+    labels: Int[Tensor, " samples"]
     flipped: Bool[Tensor, " samples"]
 
     @classmethod
     def symmetric(
-        cls, y: Int64[Tensor, " samples"], rate: float, n_classes: int, generator: torch.Generator | None = None
+        cls, y: Int[Tensor, " samples"], rate: float, n_classes: int, generator: torch.Generator | None = None
     ) -> "NoisyLabels":
-        """Flip labels to any other class.
+        """Replace labels by any other class.
 
         Args:
-            y: true classes, 0 to n_classes - 1.
-            rate: probability that a label is flipped, in [0, 1).
+            y: true classes.
+            rate: probability of a wrong label, in [0, 1).
             n_classes: number of classes, at least 2.
-            generator: source of the draws; None is torch's default generator.
+            generator: of the draws; None is a generator with seed 0.
 
         Raises:
-            ValueError: if the rate is not in [0, 1), there are fewer than two classes, or a label is out of range.
+            ValueError: if the rate is outside [0, 1), or a label outside 0..n_classes-1, or there are fewer than 2
+                classes.
         """
-        _check(y, rate, n_classes)
-        shift = torch.randint(1, n_classes, y.shape, generator=generator, device=_source(generator)).to(y.device)
-        return cls._of(y, torch.where(_coin(y, rate, generator), (y + shift) % n_classes, y))
+        generator = _checked(y, rate, n_classes, generator)
+        wrong = _uniform(y, generator) < rate
+        shift = 1 + torch.randint(n_classes - 1, y.shape, generator=generator, device=generator.device).to(y.device)
+        return cls._flip(y, wrong, (y + shift) % n_classes)
 
     @classmethod
     def pair(
-        cls, y: Int64[Tensor, " samples"], rate: float, n_classes: int, generator: torch.Generator | None = None
+        cls, y: Int[Tensor, " samples"], rate: float, n_classes: int, generator: torch.Generator | None = None
     ) -> "NoisyLabels":
-        """Flip labels to the next class.
-
-        Args:
-            y: true classes, 0 to n_classes - 1.
-            rate: probability that a label is flipped, in [0, 1).
-            n_classes: number of classes, at least 2.
-            generator: source of the draws; None is torch's default generator.
-
-        Raises:
-            ValueError: as `symmetric`.
-        """
-        _check(y, rate, n_classes)
-        return cls._of(y, torch.where(_coin(y, rate, generator), (y + 1) % n_classes, y))
+        """Replace labels by the next class. Arguments and errors as for `symmetric`."""
+        generator = _checked(y, rate, n_classes, generator)
+        return cls._flip(y, _uniform(y, generator) < rate, (y + 1) % n_classes)
 
     @classmethod
     def instance(
         cls,
-        x: Float[Tensor, " _ *shape"],
-        y: Int64[Tensor, " samples"],
+        x: Float[Tensor, "samples *features"],
+        y: Int[Tensor, " labels"],
         rate: float,
         n_classes: int,
         generator: torch.Generator | None = None,
         *,
         spread: float = 0.1,
     ) -> "NoisyLabels":
-        """Flip labels to the class that the sample looks like, in random directions of its features.
+        """Replace labels by a class that depends on the sample.
 
         Args:
-            x: samples, in the units in which the noise is meant to see them: the larger their norm, the more the wrong
-                class is decided by the sample.
-            y: true classes, 0 to n_classes - 1.
-            rate: mean of the normal of which the samples' own rates are drawn, in [0, 1); cutting it off at 0 and 1
-                moves the mean of the drawn rates inwards (from 0 to 0.08).
+            x: samples.
+            y: true classes.
+            rate: mean of the samples' rates before they are cut to [0, 1], in [0, 1); 0 leaves all labels as they are.
             n_classes: number of classes, at least 2.
-            generator: source of the draws; None is torch's default generator.
-            spread: its standard deviation, at least 0.
+            generator: of the draws; None is a generator with seed 0.
+            spread: standard deviation of the samples' rates, positive.
 
         Raises:
-            ValueError: as `symmetric`; also if the spread is negative, lengths differ, or samples are not finite.
+            ValueError: as `symmetric`, or if there are not as many samples as labels, or the spread is not positive.
+
+        Source: Xia et al., NeurIPS 2020, algorithm 2.
         """
-        _check(y, rate, n_classes)
-        if not 0 <= spread < float("inf"):
-            raise ValueError(f"spread must be at least 0 and finite, got {spread}.")
-        if len(x) != len(y) or not bool(x.isfinite().all()):
-            raise ValueError(f"x must be {len(y)} finite samples, as many as labels; got shape {tuple(x.shape)}.")
-        uniform = torch.rand(len(y), generator=generator, device=_source(generator), dtype=torch.float64)
-        q = _rates(uniform, rate, spread).to(y.device)
-        samples = x.reshape(len(x), -1).to(torch.float64)
-        labels = y.clone()
-        for true in range(n_classes):
-            drawn = torch.randn(samples.shape[1], n_classes, generator=generator, device=_source(generator))
-            chosen = (y == true).nonzero().squeeze(1)
-            logits = samples[chosen] @ drawn.to(samples)
-            logits[:, true] = -float("inf")
-            p = q[chosen, None] * torch.softmax(logits, 1)
-            p[:, true] = 1 - q[chosen]
-            if len(chosen):
-                # By the inverse distribution function, so that the draw is the generator's on any device.
-                u = torch.rand(len(chosen), generator=generator, device=_source(generator), dtype=torch.float64)
-                edges = p.cumsum(1)
-                labels[chosen] = (u.to(y.device)[:, None] * edges[:, -1:] >= edges).sum(1)
-        return cls._of(y, labels)
+        generator = _checked(y, rate, n_classes, generator)
+        if len(x) != len(y):
+            raise ValueError(f"{len(x)} samples but {len(y)} labels.")
+        if not spread > 0:
+            raise ValueError(f"spread must be positive, got {spread}.")
+        if rate == 0:
+            return cls._flip(y, torch.zeros_like(y, dtype=torch.bool), y)
+        # By the inverse of the distribution function, so that the generator is the only source of chance.
+        quantiles = _uniform(y, generator).double().cpu().numpy()
+        q = torch.from_numpy(
+            stats.truncnorm.ppf(quantiles, -rate / spread, (1 - rate) / spread, loc=rate, scale=spread)
+        ).to(y.device)
+        flat = x.detach().reshape(len(x), -1).double()
+        W = torch.randn(
+            n_classes, flat.shape[1], n_classes, generator=generator, device=generator.device, dtype=torch.float64
+        ).to(y.device)
+        scores = flat.new_empty(len(y), n_classes)
+        for c in range(n_classes):
+            scores[y == c] = flat[y == c] @ W[c]
+        others = scores.scatter(1, y[:, None], -torch.inf).softmax(1)
+        wrong = _uniform(y, generator).double() < q
+        drawn = (others.cumsum(1) < _uniform(y, generator).double()[:, None]).sum(1)
+        # Rounding may lead past the last class, or onto the true one where its neighbours have no weight.
+        likeliest = others.argmax(1)
+        unlikely = (drawn >= n_classes) | (drawn == y)
+        return cls._flip(y, wrong, torch.where(unlikely, likeliest, drawn))
 
     @classmethod
-    def _of(cls, y: Tensor, labels: Tensor) -> "NoisyLabels":
-        return cls(labels, labels != y)
+    def _flip(cls, y: Tensor, wrong: Tensor, others: Tensor) -> "NoisyLabels":
+        return cls(torch.where(wrong, others, y).long(), wrong)
 
 
-def _rates(uniform: Tensor, rate: float, spread: float) -> Tensor:
-    if spread == 0:
-        return torch.full_like(uniform, rate)
-    normal = stats.truncnorm(-rate / spread, (1 - rate) / spread, loc=rate, scale=spread)
-    return torch.from_numpy(normal.ppf(uniform.cpu().numpy())).clamp(0, 1)
+def _uniform(y: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(y.shape, generator=generator, device=generator.device).to(y.device)
 
 
-def _coin(y: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
-    return torch.rand(y.shape, generator=generator, device=_source(generator)).to(y.device) < rate
-
-
-def _source(generator: torch.Generator | None) -> torch.device:
-    return torch.device("cpu") if generator is None else generator.device
-
-
-def _check(y: Tensor, rate: float, n_classes: int) -> None:
+def _checked(y: Tensor, rate: float, n_classes: int, generator: torch.Generator | None) -> torch.Generator:
     if not 0 <= rate < 1:
         raise ValueError(f"rate must lie in [0, 1), got {rate}.")
     if n_classes < 2:
-        raise ValueError(f"n_classes must be at least 2: there is no wrong class among {n_classes}.")
-    if len(y) and not (int(y.min()) >= 0 and int(y.max()) < n_classes):
-        raise ValueError(f"Labels must be 0 to {n_classes - 1}, got {int(y.min())} to {int(y.max())}.")
+        raise ValueError(f"n_classes must be at least 2, got {n_classes}.")
+    if y.numel() and not (int(y.min()) >= 0 and int(y.max()) < n_classes):
+        wrong = y[(y < 0) | (y >= n_classes)][0]
+        raise ValueError(f"class {int(wrong)} among the labels, but there are {n_classes} classes.")
+    return torch.Generator().manual_seed(0) if generator is None else generator

@@ -1,0 +1,14 @@
+from .adaptation import Adapter as Adapter
+from .adaptation import BatchNormAdapt as BatchNormAdapt
+from .adaptation import Tent as Tent
+from .adaptation import batch_statistics as batch_statistics
+from .adaptation import entropy as entropy
+from .modulation import ChannelAffine as ChannelAffine
+from .modulation import NeuroModulatedHebbian as NeuroModulatedHebbian
+from .networks import strided_conv as strided_conv
+from .networks import wide_resnet as wide_resnet
+from .rules import HebbianRule as HebbianRule
+from .rules import Instar as Instar
+from .rules import Oja as Oja
+from .rules import SoftHebb as SoftHebb
+from .rules import patches as patches
