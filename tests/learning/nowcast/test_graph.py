@@ -166,3 +166,70 @@ def test_flipping_changes_signs_only(generator):
     flips = [graph.flipped(generator).node_pos for _ in range(4)]
     assert all(torch.equal(flip.abs(), graph.node_pos.abs()) for flip in flips)
     assert any(not torch.equal(flip, graph.node_pos) for flip in flips)
+
+
+class Words(nn.Module):
+    """Words and positions, attention called by keywords, a head tied to an embedding as wide as it is long."""
+
+    def __init__(self, names: bool):
+        super().__init__()
+        self.names = names
+        self.word, self.place = nn.Embedding(6, 6), nn.Embedding(4, 6)
+        self.attention, self.other = nn.MultiheadAttention(6, 2), nn.Linear(6, 6)
+        self.head = nn.Linear(6, 6, bias=False)
+        self.head.weight = self.word.weight
+
+    def forward(self, x):
+        h = self.word(x) + self.place(torch.arange(x.shape[1]))
+        memory = self.other(h)
+        if self.names:
+            attended = self.attention(key=memory, value=memory, query=h)[0]
+        else:
+            attended = self.attention(h, memory, memory)[0]
+        return self.head(attended)
+
+
+def test_attention_by_keywords_is_that_by_position():
+    by_name, by_place = (neural_graph(Words(names)) for names in (True, False))
+    assert torch.equal(by_name.edge_index, by_place.edge_index)
+    assert torch.equal(by_name.edge_weights, by_place.edge_weights)
+
+
+def test_a_square_tied_embedding_ends_at_its_words_and_positions_are_no_words():
+    graph = neural_graph(Words(False))
+    outputs = graph.node_kind == NODE_KINDS["output"]
+    assert not outputs.any()  # the words are inputs already
+    word, place = edges(graph, "word"), edges(graph, "position")
+    assert word.shape[1] == 36
+    assert place.shape[1] == 24
+    assert set(graph.node_word[word[0]].tolist()) == {1, 2, 3, 4, 5, 6}
+    assert set(graph.node_word[place[0]].tolist()) == {0}
+    # what attention says meets the channels of the embedding, through which it reaches the words
+    joined = edges(graph, "residual")
+    assert set(word[1].tolist()) <= set(joined.flatten().tolist())
+
+
+def test_nets_of_several_inputs_are_traced():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 4), nn.Linear(2, 4)
+
+        def forward(self, x, y):
+            return self.first(x) + self.second(y)
+
+    graph = neural_graph(Two())
+    assert int((graph.node_kind == NODE_KINDS["input"]).sum()) == 5
+
+
+def test_functions_of_parameters_alone_are_refused_by_name():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+
+        def forward(self, x):
+            return x + (self.a + self.b)
+
+    with pytest.raises(TypeError, match="does not know the function 'add' of parameters alone"):
+        neural_graph(Sum())

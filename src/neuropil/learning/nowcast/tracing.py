@@ -1,5 +1,6 @@
 """From a traced network to nodes and edges: an interpreter of its torch.fx graph that passes neurons, not numbers."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -165,9 +166,9 @@ class Builder:
 class Reader(fx.Interpreter):
     """Run a traced network on channels."""
 
-    def __init__(self, traced: fx.GraphModule, builder: Builder):
+    def __init__(self, traced: fx.GraphModule, builder: Builder, wrapped: bool):
         super().__init__(traced, garbage_collect_values=False)
-        self.builder = builder
+        self.builder, self.wrapped = builder, wrapped
         self.embedded = False
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Channels:
@@ -182,17 +183,21 @@ class Reader(fx.Interpreter):
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """A layer."""
         module = self.fetch_attr(target)
-        where = f"{target.removeprefix('0.')!r} ({type(module).__name__})"
+        name = "the network" if self.wrapped else repr(target)
+        where = f"{name} ({type(module).__name__})"
         values = [value for value in (*args, *kwargs.values()) if isinstance(value, Channels)]
+        if isinstance(module, nn.Embedding):
+            return self.embedding(module, bool(values), where)
         if not values:
             return None
         if isinstance(module, nn.MultiheadAttention):
-            return self.attention(module, values, where)
+            given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+            sources = [given.get(part, values[0]) for part in ("query", "key", "value")]  # alone it attends to itself
+            return self.attention(module, sources, where)
         readers: tuple[tuple[Any, Callable[..., Channels]], ...] = (
             (nn.Linear, self.dense),
             (nn.modules.conv._ConvNd, self.convolution),
             (NORMS, self.norm),
-            (nn.Embedding, self.embedding),
         )
         for kinds, read in readers:
             if isinstance(module, kinds) and not getattr(module, "transposed", False):
@@ -225,6 +230,8 @@ class Reader(fx.Interpreter):
             raise TypeError(f"neural_graph does not know {name!r}: it rearranges channels.")
         if not values and len(parameters) == 1:
             return parameters[0]  # a view or a slice of a parameter: what it is added to shows its channels
+        if not values:
+            raise TypeError(f"neural_graph does not know the function {name!r} of parameters alone.")
         result = values[0]
         for other in values[1:]:
             result = self.meet(result, other, name)
@@ -299,23 +306,26 @@ class Reader(fx.Interpreter):
             self.builder.constant(parameter, self.channels(value, len(parameter), where), kind, where)
         return value
 
-    def embedding(self, module: Any, value: Channels, where: str) -> Channels:
-        """Words (of the first embedding) or positions (of any other) to channels."""
-        builder, kind = self.builder, "position" if self.embedded else "word"
+    def embedding(self, module: Any, of_input: bool, where: str) -> Channels:
+        """Words (of the first embedding of an input) or positions (of any other) to channels.
+
+        Its ends are kept as those of a Linear with the same weight, which goes from channels to words.
+        """
+        builder, words = self.builder, of_input and not self.embedded
         if id(module.weight) not in builder.ends:
-            words = builder.new(module.num_embeddings, "input", words=not self.embedded)
+            rows = builder.new(module.num_embeddings, "input", words=words)
             out = builder.new(module.embedding_dim, "hidden")
-            builder.ends[id(module.weight)] = (words, out)
-            builder.connect(words[:, None], out[None], kind, builder.place(module.weight, where)[..., None])
-            self.embedded = True
-        return Channels(builder.ends[id(module.weight)][1])
+            builder.ends[id(module.weight)] = (out, rows)
+            kind = "word" if words else "position"
+            builder.connect(rows[:, None], out[None], kind, builder.place(module.weight, where)[..., None])
+            self.embedded = self.embedded or words
+        return Channels(builder.ends[id(module.weight)][0])
 
     def attention(self, module: nn.MultiheadAttention, values: list[Channels], where: str) -> tuple[Channels, None]:
         """Queries and keys meet in the dimensions of a head, the head gates its values."""
         builder, width, heads = self.builder, module.embed_dim, module.num_heads
-        inputs = [*values, *[values[-1]] * 3][:3]
         sizes = (width, module.kdim or width, module.vdim or width)
-        query, key, value = (self.channels(given, size, where) for given, size in zip(inputs, sizes, strict=True))
+        query, key, value = (self.channels(given, size, where) for given, size in zip(values, sizes, strict=True))
         again = id(module.out_proj.weight) in builder.ends
         if again:
             raise TypeError(f"neural_graph does not know {where} when it is used twice.")
@@ -348,13 +358,14 @@ def trace(net: nn.Module, table: NeuralGraph, features: int) -> NeuralGraph:
     Raises:
         TypeError: as `neural_graph`.
     """
+    wrapped = fx.Tracer().is_leaf_module(net, "")  # a single layer, seen from outside
     try:
-        traced = fx.symbolic_trace(nn.Sequential(net))  # inside another module, so that a single layer is a leaf too
+        traced = fx.symbolic_trace(nn.Sequential(net) if wrapped else net)
     except Exception as error:
         raise TypeError(f"torch.fx cannot trace {type(net).__name__}: {error}") from error
     places = {id(parameter): table.param_slices[name] for name, parameter in net.named_parameters()}
     builder = Builder(table, places, features)
-    reader = Reader(traced, builder)
+    reader = Reader(traced, builder, wrapped)
     result = reader.run(*[None] * sum(node.op == "placeholder" for node in traced.graph.nodes))
     for name, parameter in net.named_parameters():
         if not bool(builder.weight_type[table.param_slices[name]].all()):
