@@ -248,3 +248,28 @@ def test_nets_of_several_arguments_are_called_by_position_or_by_name():
     stages = Stages(net, ["first"])
     for given in ((x, shift), {"x": x, "shift": shift}):
         assert_close(stages(given)[-1], net(x, shift))
+
+
+def test_lists_within_a_block_belong_to_the_block():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+        def forward(self, x):
+            return x + sum(head(x) for head in self.heads)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.blocks, self.head = nn.Linear(3, 4), nn.ModuleList([Heads(), Heads()]), nn.Linear(4, 2)
+
+        def forward(self, x):
+            h = self.stem(x)
+            for block in self.blocks:
+                h = block(h)
+            return self.head(h)
+
+    stages = Stages(Net(), "blocks")
+    stages(torch.ones(5, 3))
+    assert stages.names == ["input of blocks.0", "blocks.0", "blocks.1"]

@@ -78,7 +78,8 @@ def _sequential_points(net: nn.Sequential, cut: str) -> list[Cut]:
 def _block_points(net: nn.Module) -> list[Cut]:
     points: list[Cut] = []
     for name, module in net.named_modules():
-        if isinstance(module, nn.ModuleList) and not any(point.module.startswith(f"{name}.") for point in points):
+        inside = any(name.startswith(f"{point.module}.") for point in points)  # a list within a block is the block's
+        if isinstance(module, nn.ModuleList) and not inside:
             blocks = [f"{name}.{index}" if name else str(index) for index in range(len(module))]
             points += [Cut(blocks[0], "input"), *map(Cut, blocks)] if blocks else []
     return points
