@@ -273,3 +273,12 @@ def test_lists_within_a_block_belong_to_the_block():
     stages = Stages(Net(), "blocks")
     stages(torch.ones(5, 3))
     assert stages.names == ["input of blocks.0", "blocks.0", "blocks.1"]
+
+
+def test_a_graph_made_undisturbed_can_go_backward_afterwards():
+    net, _, x, y = case("conv")
+    with undisturbed(net):
+        loss = cross_entropy(net(x), y)
+    loss.backward()
+    assert all(p.grad is not None for p in net.parameters())
+    assert all(int(buffer) == 0 for name, buffer in net.named_buffers() if name.endswith("num_batches_tracked"))

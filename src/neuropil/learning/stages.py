@@ -59,7 +59,7 @@ def undisturbed(net: nn.Module) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for buffer, before in buffers:
-                buffer.copy_(before)
+                buffer.data.copy_(before)  # past the version count: graphs made inside can still go backward
 
 
 def _holds_weights(module: nn.Module) -> bool:
