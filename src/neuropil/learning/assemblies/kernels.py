@@ -3,38 +3,14 @@
 import numba
 import numpy as np
 
+from neuropil.draws import GOLDEN, UNIT, mix, stream, uniform
+
 __all__ = ["count_targets", "find_pairs", "mix", "random_subsets"]
-
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-FIRST, SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-S30, S27, S31, S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
-UNIT = 2.0**-53
-
-
-@numba.njit(cache=True, inline="always")
-def mix(z):
-    """Scramble 64 bits (the finaliser of splitmix64)."""
-    z = (z ^ (z >> S30)) * FIRST
-    z = (z ^ (z >> S27)) * SECOND
-    return z ^ (z >> S31)
-
-
-@numba.njit(cache=True, inline="always")
-def _start(seed, row):
-    """State of the stream of random numbers that belongs to a row."""
-    return mix(seed ^ mix((np.uint64(row) + np.uint64(1)) * GOLDEN))
-
-
-@numba.njit(cache=True, inline="always")
-def _uniform(state):
-    """A number in (0, 1] from the state of a stream."""
-    return (np.float64(mix(state) >> S11) + 1.0) * UNIT
-
 
 @numba.njit(cache=True, inline="always")
 def _skip(state, scale, limit):
     """Absent synapses before the next one: geometric, by inversion, cut at `limit` so that it fits an integer."""
-    gap = np.log(_uniform(state)) * scale
+    gap = np.log(uniform(state)) * scale
     return np.int64(gap) if gap < limit else np.int64(limit)
 
 
@@ -44,7 +20,7 @@ def count_targets(seed, rows, p, step, counts):
     n = counts.size
     scale = 1.0 / np.log1p(-p) if p < 1.0 else 0.0
     for row in rows:
-        state = _start(seed, row)
+        state = stream(seed, row)
         j = np.int64(-1)
         while True:
             state += GOLDEN
@@ -62,7 +38,7 @@ def find_pairs(seed, rows, p, marked, size):
     sources, targets = np.empty(size, np.int32), np.empty(size, np.int32)
     found = 0
     for row in rows:
-        state = _start(seed, row)
+        state = stream(seed, row)
         j = np.int64(-1)
         while True:
             state += GOLDEN
@@ -88,7 +64,7 @@ def random_subsets(seed, number, size, chosen):
     for row in range(number):
         for place in range(chosen):
             state += GOLDEN
-            other = place + np.int64(_uniform(state) * (size - place) * (1.0 - UNIT))
+            other = place + np.int64(uniform(state) * (size - place) * (1.0 - UNIT))
             order[place], order[other] = order[other], order[place]
             subsets[row, order[place]] = True
     return subsets

@@ -1,0 +1,5 @@
+"""Neurons as circuits with explicit state: integrators, traces, and what all models of neurons share."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

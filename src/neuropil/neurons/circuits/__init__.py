@@ -1,0 +1,1 @@
+"""Circuits: networks with an explicit state."""

@@ -1,0 +1,1 @@
+"""Compiled loops; each repeats, operation by operation, what its torch reference does."""

@@ -1,0 +1,538 @@
+"""Neurons given by differential equations, in discrete time; mV, ms, pA, nS and pF.
+
+I is the current at zero potential that a step is given, g the conductance: the synaptic current is I - g v.
+
+Adaptive exponential integrate-and-fire (Brette & Gerstner 2005):
+
+    C dv/dt = g_L (E_L - v) + g_L D exp((v - V_T)/D) - w + I - g v
+    tau_w dw/dt = a (v - E_L) - w                            v >= v_peak:  v = v_reset, w = w + b
+
+    One step is an exponential Euler step, v -> v_inf + (v - v_inf) exp(-dt (g_L + g)/C) with the exponential term and w
+    in v_inf, and a second one with the means of both over the first: stable at any conductance, of second order.
+
+Izhikevich (2003), dimensionless but for ms and mV:
+
+    dv/dt = 0.04 v^2 + 5 v + 140 - u + I - g v
+    du/dt = a (b v - u)                                      v >= v_peak:  v = c, u = u + d
+
+    Forward Euler, the conductance implicit: v -> (v + dt (0.04 v^2 + 5 v + 140 - u + I)) / (1 + dt g).
+
+Hodgkin-Huxley with the rates of Traub & Miles (Brette et al. 2007, benchmark 3), V = v - V_T, f(x) = x / (exp(x) - 1):
+
+    C dv/dt = g_L (E_L - v) + g_Na m^3 h (E_Na - v) + g_K n^4 (E_K - v) + I - g v
+    dm/dt = alpha_m (1 - m) - beta_m m, and so h and n
+    alpha_m = 1.28 f((13 - V)/4)       alpha_h = 0.128 exp((17 - V)/18)         alpha_n = 0.16 f((15 - V)/5)
+    beta_m  = 1.4 f((V - 40)/5)        beta_h  = 4 / (1 + exp((40 - V)/5))      beta_n  = 0.5 exp((10 - V)/40)
+
+    The gates go first, exactly for the potential before the step (Rush & Larsen 1978), then v by exponential Euler with
+    the new gates. So gates stand half a step ahead of potentials, which makes the scheme one of second order.
+
+Jumps are added after that. All exponentials are those of `exponential`, products and sums are rounded as they stand, so
+that the compiled `kernels.membranes` give the same bits.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from neuropil.spiking.exponential import exp
+from neuropil.spiking.neurons import (
+    NeuronModel,
+    Number,
+    Step,
+    _require_finite,
+    _require_within,
+)
+from neuropil.spiking.surrogate import Surrogate, as_surrogate
+
+__all__ = [
+    "IZHIKEVICH",
+    "AdExConstants",
+    "AdExNeuron",
+    "AdExState",
+    "HodgkinHuxleyConstants",
+    "HodgkinHuxleyNeuron",
+    "HodgkinHuxleyState",
+    "IzhikevichConstants",
+    "IzhikevichNeuron",
+    "IzhikevichState",
+]
+
+STEEPEST = 20.0
+"""Where (v - V_T)/D is cut in the exponential: from there the next step is beyond any peak."""
+SERIES = (-0.5, 1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160)
+"""x / (exp(x) - 1) = 1 - x/2 + x^2/12 - x^4/720 + ..., the Bernoulli numbers over factorials."""
+NEAR = 0.25
+"""|x| below which the series is used: exp(x) - 1 would lose digits there."""
+
+
+class AdExState(NamedTuple):
+    """Potentials after the reset, refractory steps that are left (None without), and adaptation currents."""
+
+    v: Tensor
+    refractory: Tensor | None
+    w: Tensor
+
+
+class IzhikevichState(NamedTuple):
+    """Potentials after the reset, refractory steps that are left (None without), and recovery variables."""
+
+    v: Tensor
+    refractory: Tensor | None
+    u: Tensor
+
+
+class HodgkinHuxleyState(NamedTuple):
+    """Potentials, steps in which no second spike is counted (None without), and the gates."""
+
+    v: Tensor
+    refractory: Tensor | None
+    m: Tensor
+    h: Tensor
+    n: Tensor
+
+
+class AdExConstants(NamedTuple):
+    """Numbers of a step of `AdExNeuron`: rate is -dt/(substeps C), keep is exp(-dt/(substeps tau_w))."""
+
+    rate: Number
+    g_leak: Number
+    leak: Number
+    upstroke: Number
+    v_threshold: Number
+    steepness: Number
+    e_leak: Number
+    a: Number
+    keep: Number
+    b: Number
+    v_peak: Number
+    v_reset: Number
+
+
+class IzhikevichConstants(NamedTuple):
+    """Numbers of a step of `IzhikevichNeuron`: rise is the step of v, half of dt or dt, and recovery is a dt."""
+
+    rise: Number
+    recovery: Number
+    b: Number
+    v_reset: Number
+    d: Number
+    v_peak: Number
+
+
+class HodgkinHuxleyConstants(NamedTuple):
+    """Numbers of a step of `HodgkinHuxleyNeuron`: rate is -dt/C; leak, sodium and potassium are products g E."""
+
+    rate: Number
+    step: Number
+    g_leak: Number
+    leak: Number
+    g_sodium: Number
+    sodium: Number
+    g_potassium: Number
+    potassium: Number
+    v_traub: Number
+    v_threshold: Number
+
+
+@dataclass(frozen=True, eq=False)
+class AdExNeuron(NeuronModel):
+    """Adaptive exponential integrate-and-fire neuron; equations in the module's docstring.
+
+    Numbers may be tensors that broadcast to the neurons.
+
+    Args:
+        capacitance: C in pF, positive.
+        g_leak: g_L in nS, positive.
+        e_leak: E_L in mV.
+        v_threshold: V_T in mV, where the exponential's slope balances the leak's.
+        slope: D in mV, positive: how gradual the upstroke begins.
+        a: subthreshold adaptation in nS, of either sign.
+        tau_w: of the adaptation in ms, positive.
+        b: adaptation of a spike in pA.
+        v_peak: potential in mV from which a neuron counts as having fired.
+        v_reset: potential in mV after a spike, below v_peak.
+        refractory: time in ms after the step of a spike for which the potential is held at v_reset.
+        surrogate: derivative of the spike with respect to v - v_peak in mV, by name or as an object.
+        detach_reset: whether gradients leave out the path through the reset, of v and w.
+        substeps: into how many a step is divided for v and w; with one of 0.1 ms intervals between spikes are those of
+            the equations to within a step.
+        dt: the step in ms.
+
+    Raises:
+        ValueError: if a number is out of its range.
+
+    Source: Brette & Gerstner, Journal of Neurophysiology 94 (2005), eqs. 1-3 and Table 1; v_peak is a convention.
+    """
+
+    capacitance: Number = 281.0
+    g_leak: Number = 30.0
+    e_leak: Number = -70.6
+    v_threshold: Number = -50.4
+    slope: Number = 2.0
+    a: Number = 4.0
+    tau_w: Number = 144.0
+    b: Number = 80.5
+    v_peak: Number = 0.0
+    v_reset: Number = -70.6
+    refractory: float = 0.0
+    surrogate: str | Surrogate = "atan"
+    detach_reset: bool = False
+    substeps: int = 1
+    dt: float = 0.1
+    spike: Surrogate = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spike", as_surrogate(self.surrogate))
+        _require_numbers(self, ("capacitance", "g_leak", "slope", "tau_w"), ("e_leak", "v_threshold", "a", "b"))
+        _require_below_peak("v_reset", self.v_reset, self.v_peak)
+        if self.substeps < 1:
+            raise ValueError(f"substeps must be at least 1, got {self.substeps}.")
+
+    @property
+    def held_steps(self) -> int:
+        """Steps after that of a spike during which the neuron is held."""
+        return round(self.refractory / self.dt)
+
+    def init_state(self, shape: tuple[int, ...], like: Tensor) -> AdExState:
+        """The state v = E_L, w = 0, which is that at rest but for the exponential's tail."""
+        v = _spread(self.e_leak, shape, like)
+        return AdExState(v, _counters(v, self.held_steps), torch.zeros_like(v))
+
+    def constants(self, like: Tensor) -> AdExConstants:
+        """Numbers of a step, computed in float64; tensors are then rounded to the type of `like`."""
+        g, e, wide = _wide(self.g_leak), _wide(self.e_leak), self.dt / self.substeps
+        slope, keep = _wide(self.slope), _exponential(-wide / _wide(self.tau_w))
+        numbers = (-wide / _wide(self.capacitance), g, g * e, g * slope, self.v_threshold, 1.0 / slope, e, self.a, keep)
+        return AdExConstants(*(_rounded(p, like) for p in (*numbers, self.b, self.v_peak, self.v_reset)))
+
+    def step(
+        self, current: Tensor, state: AdExState, *, conductance: Tensor | None = None, jump: Tensor | None = None
+    ) -> Step:
+        v, held, w = state
+        c = self.constants(v)
+        total = c.g_leak + (torch.zeros_like(v) if conductance is None else conductance)
+        decay, drive = exp(c.rate * total), c.leak + current
+        for _ in range(self.substeps):
+            bounded = torch.where(v < c.v_peak, v, c.v_peak)
+            rise = c.upstroke * _steep((bounded - c.v_threshold) * c.steepness)
+            target = ((drive + rise) - w) / total
+            first = target + (v - target) * decay
+            goal = c.a * (bounded - c.e_leak)
+            late = goal + (w - goal) * c.keep
+            ahead = torch.where(first < c.v_peak, first, c.v_peak)
+            rise = 0.5 * (rise + c.upstroke * _steep((ahead - c.v_threshold) * c.steepness))
+            target = ((drive + rise) - 0.5 * (w + late)) / total
+            v = target + (v - target) * decay
+            goal = c.a * (0.5 * (bounded + ahead) - c.e_leak)
+            w = goal + (w - goal) * c.keep
+        h = v if jump is None else v + jump
+        h, spikes, held = _fire(self, h, held, c.v_peak, c.v_reset)
+        s = spikes.detach() if self.detach_reset else spikes
+        return Step(spikes, AdExState(h * (1 - s) + c.v_reset * s, held, w + c.b * s), h)
+
+
+IZHIKEVICH: dict[str, dict[str, float]] = {
+    "regular_spiking": {"a": 0.02, "b": 0.2, "c": -65.0, "d": 8.0},
+    "intrinsically_bursting": {"a": 0.02, "b": 0.2, "c": -55.0, "d": 4.0},
+    "chattering": {"a": 0.02, "b": 0.2, "c": -50.0, "d": 2.0},
+    "fast_spiking": {"a": 0.1, "b": 0.2, "c": -65.0, "d": 2.0},
+    "low_threshold_spiking": {"a": 0.02, "b": 0.25, "c": -65.0, "d": 2.0},
+    "thalamo_cortical": {"a": 0.02, "b": 0.25, "c": -65.0, "d": 0.05},
+    "resonator": {"a": 0.1, "b": 0.26, "c": -65.0, "d": 2.0},
+}
+"""Parameters of the cortical and thalamic types of Izhikevich (2003), figure 2."""
+
+
+@dataclass(frozen=True, eq=False)
+class IzhikevichNeuron(NeuronModel):
+    """Izhikevich's neuron; equations in the module's docstring, types of neurons in `IZHIKEVICH`.
+
+    Numbers may be tensors that broadcast to the neurons.
+
+    Args:
+        a: rate of the recovery in 1/ms, positive.
+        b: what the recovery follows of the potential.
+        c: potential in mV after a spike, below v_peak.
+        d: recovery of a spike.
+        v_peak: potential in mV from which a neuron counts as having fired.
+        refractory: time in ms after the step of a spike for which the potential is held at c.
+        half_steps: whether v takes two steps of dt/2 and u then follows the new v, as in the paper's program (dt = 1);
+            by default both take one step from the old values.
+        surrogate: derivative of the spike with respect to v - v_peak in mV, by name or as an object.
+        detach_reset: whether gradients leave out the path through the reset, of v and u.
+        dt: the step in ms.
+
+    Raises:
+        ValueError: if a number is out of its range.
+
+    Source: Izhikevich, IEEE Transactions on Neural Networks 14 (2003), eqs. 1-3. The implicit conductance is that of
+    Izhikevich, Philosophical Transactions of the Royal Society A 368 (2010).
+    """
+
+    a: Number = 0.02
+    b: Number = 0.2
+    c: Number = -65.0
+    d: Number = 8.0
+    v_peak: Number = 30.0
+    refractory: float = 0.0
+    half_steps: bool = False
+    surrogate: str | Surrogate = "atan"
+    detach_reset: bool = False
+    dt: float = 0.1
+    spike: Surrogate = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spike", as_surrogate(self.surrogate))
+        _require_numbers(self, ("a",), ("b", "d"))
+        _require_below_peak("c", self.c, self.v_peak)
+
+    @classmethod
+    def preset(cls, name: str, **parameters: Any) -> "IzhikevichNeuron":
+        """A neuron of a type that `IZHIKEVICH` lists.
+
+        Args:
+            name: of the type.
+            parameters: others of the neuron's, or in place of the type's.
+
+        Raises:
+            ValueError: if no type has the name.
+        """
+        if name not in IZHIKEVICH:
+            raise ValueError(f"No type of neuron is named {name!r}; there are {', '.join(IZHIKEVICH)}.")
+        return cls(**{**IZHIKEVICH[name], **parameters})
+
+    @property
+    def held_steps(self) -> int:
+        """Steps after that of a spike during which the neuron is held."""
+        return round(self.refractory / self.dt)
+
+    def init_state(self, shape: tuple[int, ...], like: Tensor) -> IzhikevichState:
+        """The state at rest without input; of a neuron that has no rest, where v is slowest."""
+        b = torch.as_tensor(self.b).double()
+        v = ((b - 5.0) - ((b - 5.0) ** 2 - 4 * 0.04 * 140.0).clamp(min=0).sqrt()) / (2 * 0.04)
+        rest = _spread(v, shape, like)
+        return IzhikevichState(rest, _counters(rest, self.held_steps), _spread(b * v, shape, like))
+
+    def constants(self, like: Tensor) -> IzhikevichConstants:
+        """Numbers of a step, computed in float64; tensors are then rounded to the type of `like`."""
+        rise = self.dt / 2 if self.half_steps else self.dt
+        numbers = (rise, _wide(self.a) * self.dt, self.b, self.c, self.d, self.v_peak)
+        return IzhikevichConstants(*(_rounded(p, like) for p in numbers))
+
+    def step(
+        self, current: Tensor, state: IzhikevichState, *, conductance: Tensor | None = None, jump: Tensor | None = None
+    ) -> Step:
+        v, held, u = state
+        k = self.constants(v)
+        h = v
+        for _ in range(2 if self.half_steps else 1):
+            h = h + k.rise * ((((0.04 * h + 5.0) * h + 140.0) - u) + current)
+            h = h if conductance is None else h / (1.0 + k.rise * conductance)
+        u = u + k.recovery * (k.b * (h if self.half_steps else v) - u)
+        h = h if jump is None else h + jump
+        h, spikes, held = _fire(self, h, held, k.v_peak, k.v_reset)
+        s = spikes.detach() if self.detach_reset else spikes
+        return Step(spikes, IzhikevichState(h * (1 - s) + k.v_reset * s, held, u + k.d * s), h)
+
+
+@dataclass(frozen=True, eq=False)
+class HodgkinHuxleyNeuron(NeuronModel):
+    """Hodgkin-Huxley neuron with the rates of Traub and Miles; equations in the module's docstring.
+
+    A spike is an upward crossing of v_threshold; the potential goes on undisturbed. Numbers may be tensors that
+    broadcast to the neurons.
+
+    Args:
+        capacitance: C in pF, positive.
+        g_leak: g_L in nS, positive.
+        e_leak: E_L in mV.
+        g_sodium: g_Na in nS, at least 0.
+        e_sodium: E_Na in mV.
+        g_potassium: g_K in nS, at least 0.
+        e_potassium: E_K in mV.
+        v_traub: V_T in mV, which shifts the rates.
+        v_threshold: in mV, whose upward crossing is a spike.
+        refractory: time in ms after the step of a spike in which no second one is counted.
+        surrogate: derivative of the spike with respect to v - v_threshold in mV, by name or as an object.
+        dt: the step in ms.
+
+    Raises:
+        ValueError: if a number is out of its range.
+
+    Source: Brette et al., Journal of Computational Neuroscience 23 (2007), appendix B, benchmark 3 (COBAHH); rates of
+    Traub & Miles, Neuronal Networks of the Hippocampus (1991).
+    """
+
+    capacitance: Number = 200.0
+    g_leak: Number = 10.0
+    e_leak: Number = -65.0
+    g_sodium: Number = 20_000.0
+    e_sodium: Number = 50.0
+    g_potassium: Number = 6_000.0
+    e_potassium: Number = -90.0
+    v_traub: Number = -63.0
+    v_threshold: Number = -20.0
+    refractory: float = 3.0
+    surrogate: str | Surrogate = "atan"
+    dt: float = 0.1
+    spike: Surrogate = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spike", as_surrogate(self.surrogate))
+        potentials = ("e_leak", "e_sodium", "e_potassium", "v_traub", "v_threshold")
+        _require_numbers(self, ("capacitance", "g_leak"), potentials)
+        for name in ("g_sodium", "g_potassium"):
+            _require_within(name, getattr(self, name), 0.0, math.inf)
+
+    @property
+    def held_steps(self) -> int:
+        """Steps after that of a spike in which no second one is counted."""
+        return round(self.refractory / self.dt)
+
+    def init_state(self, shape: tuple[int, ...], like: Tensor) -> HodgkinHuxleyState:
+        """The state at rest without input, where currents balance: v = v_inf(v), by iteration from E_L."""
+        c = self.constants(torch.zeros((), dtype=torch.float64, device=like.device))
+        v = torch.as_tensor(_wide(self.e_leak), dtype=torch.float64, device=like.device)
+        for _ in range(REST):
+            g, drive = _channels(c, *_steady(v - c.v_traub))
+            v = 0.5 * (v + drive / g)
+        rest = _spread(v, shape, like)
+        gates = (_spread(x, shape, like) for x in _steady(v - c.v_traub))
+        return HodgkinHuxleyState(rest, _counters(rest, self.held_steps), *gates)
+
+    def constants(self, like: Tensor) -> HodgkinHuxleyConstants:
+        """Numbers of a step, computed in float64; tensors are then rounded to the type of `like`."""
+        pairs = (
+            (self.g_leak, self.e_leak),
+            (self.g_sodium, self.e_sodium),
+            (self.g_potassium, self.e_potassium),
+        )
+        products = [p for g, e in pairs for p in (g, _wide(g) * _wide(e))]
+        numbers = (-self.dt / _wide(self.capacitance), -self.dt, *products, self.v_traub, self.v_threshold)
+        return HodgkinHuxleyConstants(*(_rounded(p, like) for p in numbers))
+
+    def step(
+        self,
+        current: Tensor,
+        state: HodgkinHuxleyState,
+        *,
+        conductance: Tensor | None = None,
+        jump: Tensor | None = None,
+    ) -> Step:
+        v, held, *gates = state
+        c = self.constants(v)
+        m, h, n = (
+            _relax(gate, alpha, beta, c.step) for gate, (alpha, beta) in zip(gates, _rates(v - c.v_traub), strict=True)
+        )
+        total, drive = _channels(c, m, h, n)
+        total = total if conductance is None else total + conductance
+        target = (drive + current) / total
+        after = target + (v - target) * exp(c.rate * total)
+        after = after if jump is None else after + jump
+        counted = v < c.v_threshold if held is None else (v < c.v_threshold) & (held == 0)
+        spikes = torch.where(counted, self.spike(after - c.v_threshold), 0.0)
+        if held is not None:
+            held = torch.where(spikes.detach() > 0, self.held_steps, (held - 1).clamp(min=0)).to(held.dtype)
+        return Step(spikes, HodgkinHuxleyState(after, held, m, h, n), after)
+
+
+REST = 200
+"""Iterations towards the potential at rest; each at least halves the distance where the membrane is stable."""
+
+
+def _require_numbers(neuron: Any, positive: tuple[str, ...], finite: tuple[str, ...]) -> None:
+    for name in ("dt", *positive):
+        _require_within(name, getattr(neuron, name), 0.0, math.inf, open_low=True)
+    for name in finite:
+        _require_finite(name, getattr(neuron, name))
+    _require_within("refractory", neuron.refractory, 0.0, math.inf)
+
+
+def _require_below_peak(name: str, number: Number, peak: Number) -> None:
+    _require_finite(name, number)
+    _require_finite("v_peak", peak)
+    if not bool((torch.as_tensor(number) < torch.as_tensor(peak)).all()):
+        raise ValueError(f"{name} must lie below v_peak, got {number} and v_peak {peak}.")
+
+
+def _spread(number: Number, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """A number for every neuron, each with a place of its own."""
+    return torch.as_tensor(number).detach().to(like).expand(shape).clone(memory_format=torch.contiguous_format)
+
+
+def _counters(v: Tensor, steps: int) -> Tensor | None:
+    return torch.zeros_like(v, dtype=torch.int32) if steps else None
+
+
+def _wide(number: Number) -> Number:
+    return number.double() if isinstance(number, Tensor) else float(number)
+
+
+def _exponential(x: Number) -> Number:
+    return torch.exp(x) if isinstance(x, Tensor) else math.exp(x)
+
+
+def _rounded(number: Number, like: Tensor) -> Number:
+    return number.to(like) if isinstance(number, Tensor) else float(number)
+
+
+def _fire(
+    neuron: AdExNeuron | IzhikevichNeuron, h: Tensor, held: Tensor | None, v_peak: Number, v_reset: Number
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Potentials before the reset, spikes, and refractory steps that are left."""
+    if held is None:
+        return h, neuron.spike(h - v_peak), None
+    h = torch.where(held > 0, v_reset, h)
+    spikes = torch.where(held > 0, 0.0, neuron.spike(h - v_peak))
+    left = torch.where(spikes.detach() > 0, neuron.held_steps, (held - 1).clamp(min=0))
+    return h, spikes, left.to(held.dtype)
+
+
+def _steep(x: Tensor) -> Tensor:
+    """exp(x), cut where it is steepest."""
+    return exp(torch.where(x < STEEPEST, x, STEEPEST))
+
+
+def _ratio(x: Tensor) -> Tensor:
+    """x / (exp(x) - 1), 1 at x = 0."""
+    near = (x < NEAR) & (x > -NEAR)
+    y = x * x
+    first, *others = reversed(SERIES[1:])
+    series = first
+    for c in others:
+        series = series * y + c
+    # Where the series is used the quotient's gradient would be 0/0: it is taken elsewhere.
+    away = torch.where(near, 1.0, x)
+    return torch.where(near, (SERIES[0] * x + 1.0) + series * y, away / (exp(away) - 1.0))
+
+
+def _rates(v: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Rates alpha and beta of m, h and n in 1/ms at v - V_T."""
+    return (
+        (1.28 * _ratio((13.0 - v) * 0.25), 1.4 * _ratio((v - 40.0) * 0.2)),
+        (0.128 * exp((17.0 - v) * (1 / 18)), 4.0 / (1.0 + exp((40.0 - v) * 0.2))),
+        (0.16 * _ratio((15.0 - v) * 0.2), 0.5 * exp((10.0 - v) * 0.025)),
+    )
+
+
+def _relax(gate: Tensor, alpha: Tensor, beta: Tensor, step: Number) -> Tensor:
+    """A gate after a step of constant rates; step is -dt."""
+    total = alpha + beta
+    target = alpha / total
+    return target + (gate - target) * exp(step * total)
+
+
+def _steady(v: Tensor) -> tuple[Tensor, ...]:
+    """Gates m, h, n at rest at v - V_T."""
+    return tuple(alpha / (alpha + beta) for alpha, beta in _rates(v))
+
+
+def _channels(c: HodgkinHuxleyConstants, m: Tensor, h: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+    """Conductance of leak and channels, and their current at zero potential."""
+    sodium, potassium = m * m * m * h, n * n * (n * n)
+    g = (c.g_leak + c.g_sodium * sodium) + c.g_potassium * potassium
+    return g, (c.leak + c.sodium * sodium) + c.potassium * potassium

@@ -1,0 +1,388 @@
+"""Neuron models in discrete time, each written once as a pure step.
+
+    spikes, state, potential = neuron.step(current, state)
+
+One step of the leaky integrate-and-fire neuron, v the potential that the last step left, x the current of this one:
+
+    h = a v + k x + (1 - a) v_rest                          leak and integrate; `potential` is h, before the reset
+    s = 1[h >= threshold]                                   fire; backward, the surrogate's derivative
+    v = h (1 - s) + v_reset s        reset "hard"
+    v = h - amount s                 reset "soft"; amount = threshold unless given
+    v = h                            reset "none"
+
+with a = exp(-dt/tau) ("exact") or 1 - dt/tau ("euler"). The products are rounded as they stand here, with a, k and
+(1 - a) v_rest rounded once from float64 where they are numbers; the compiled kernels do the same and so give the same
+bits. A synaptic filter before (`CubaLIFNeuron`) or an adaptive threshold (`ALIFNeuron`) add a line each.
+
+Slots for what others put between potential and spike: `rectifier` f and `normalizer` n fire where f(n(h)) >= threshold
+while the state keeps h; `polarity` p (+1 or -1) fires where p h >= p threshold.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .exponential import exp
+from .surrogate import Surrogate, as_surrogate
+
+__all__ = [
+    "ALIFNeuron",
+    "ALIFState",
+    "CubaLIFNeuron",
+    "CubaLIFState",
+    "IFNeuron",
+    "LIFNeuron",
+    "LIFState",
+    "NeuronModel",
+    "Reset",
+    "Step",
+]
+
+Reset = Literal["hard", "soft", "none"]
+Number = float | Tensor
+State = Any
+"""A named tuple of tensors."""
+
+
+class Step(NamedTuple):
+    """What a step of a neuron returns: spikes and potential before the reset, both (*shape), and the next state."""
+
+    spikes: Tensor
+    state: Any
+    potential: Tensor
+
+
+class NeuronModel(ABC):
+    """A neuron: parameters, and one pure step. Subclasses are frozen dataclasses."""
+
+    dt: float
+
+    @abstractmethod
+    def init_state(self, shape: tuple[int, ...], like: Tensor) -> State:
+        """The state at rest.
+
+        Args:
+            shape: of the potentials.
+            like: a tensor of the wanted type and device.
+        """
+
+    @abstractmethod
+    def step(
+        self, current: Tensor, state: State, *, conductance: Tensor | None = None, jump: Tensor | None = None
+    ) -> Step:
+        """Advance by one step.
+
+        Args:
+            current: the input, (*shape).
+            state: what the last step returned, or `init_state`.
+            conductance: total synaptic conductance, (*shape), whose drive towards the reversal potentials is part of
+                the current; None is zero.
+            jump: added to the potential after the leak, (*shape): arrivals at delta synapses, and the exact
+                contributions of current-based ones.
+        """
+
+
+class LIFState(NamedTuple):
+    """Potentials after the reset, and for neurons with a refractory time the steps that are left of it."""
+
+    v: Tensor
+    refractory: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class LIFNeuron(NeuronModel):
+    """Leaky integrate-and-fire neuron; equations in the module's docstring.
+
+    Args:
+        tau: membrane time constant in the unit of dt, positive; a number or a tensor that broadcasts to the neurons.
+        decay: a itself, in [0, 1], instead of tau.
+        gain: k; by default 1 - a where tau is given, 1 where decay is.
+        v_threshold: a number or a tensor that broadcasts to the neurons.
+        v_rest: what the potential decays to.
+        v_reset: what a hard reset sets; by default v_rest.
+        reset: "hard", "soft" or "none".
+        reset_amount: what a soft reset subtracts; by default the threshold.
+        refractory: time after the step of a spike for which the potential is held at v_reset, in the unit of dt.
+        surrogate: derivative of the spike, by name or as an object.
+        detach_reset: whether gradients leave out the path through the reset.
+        rectifier: elementwise map of the potential before firing, for training; it must leave the threshold in place.
+        normalizer: map of the potential before firing, as a batch normalisation.
+        polarity: +1 where neurons fire above the threshold, -1 where below; broadcasts to the neurons.
+        integration: "exact" or "euler", how tau gives a.
+        dt: the step.
+
+    Raises:
+        ValueError: if not exactly one of tau and decay is given, or a number is out of its range.
+    """
+
+    tau: Number | None = None
+    decay: Number | None = None
+    gain: Number | None = None
+    v_threshold: Number = 1.0
+    v_rest: float = 0.0
+    v_reset: float | None = None
+    reset: Reset = "hard"
+    reset_amount: float | None = None
+    refractory: float = 0.0
+    surrogate: str | Surrogate = "atan"
+    detach_reset: bool = False
+    rectifier: Callable[[Tensor], Tensor] | None = None
+    normalizer: Callable[[Tensor], Tensor] | None = None
+    polarity: Tensor | None = None
+    integration: Literal["exact", "euler"] = "exact"
+    dt: float = 1.0
+    spike: Surrogate = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spike", as_surrogate(self.surrogate))
+        if (self.tau is None) == (self.decay is None):
+            raise ValueError("Give either tau or decay, one of the two.")
+        _require_within("dt", self.dt, 0.0, math.inf, open_low=True)
+        if self.tau is not None:
+            _require_within("tau", self.tau, 0.0, math.inf, open_low=True)
+            if self.integration == "euler":
+                _require_within("tau with integration='euler'", self.tau, self.dt, math.inf)
+        if self.decay is not None:
+            _require_within("decay", self.decay, 0.0, 1.0)
+        for name in ("gain", "v_threshold", "v_rest", "v_reset", "reset_amount"):
+            _require_finite(name, getattr(self, name), infinite=name == "v_threshold")
+        _require_within("refractory", self.refractory, 0.0, math.inf)
+        if self.reset not in ("hard", "soft", "none"):
+            raise ValueError(f"reset must be 'hard', 'soft' or 'none', got {self.reset!r}.")
+        if self.integration not in ("exact", "euler"):
+            raise ValueError(f"integration must be 'exact' or 'euler', got {self.integration!r}.")
+        if self.polarity is not None and not bool((self.polarity.abs() == 1).all()):
+            raise ValueError("polarity must hold +1 and -1 only.")
+
+    @property
+    def a(self) -> Number:
+        """What is left of the potential after a step."""
+        if self.decay is not None:
+            return self.decay
+        assert self.tau is not None
+        if self.integration == "euler":
+            return 1.0 - self.dt / self.tau
+        return torch.exp(-self.dt / self.tau) if isinstance(self.tau, Tensor) else math.exp(-self.dt / self.tau)
+
+    @property
+    def k(self) -> Number:
+        """What the current is multiplied by."""
+        if self.gain is not None:
+            return self.gain
+        return 1.0 if self.tau is None else 1.0 - self.a
+
+    @property
+    def floor(self) -> float:
+        """What a hard reset and refractoriness set the potential to."""
+        return self.v_rest if self.v_reset is None else self.v_reset
+
+    @property
+    def held_steps(self) -> int:
+        """Steps after that of a spike during which the neuron is held."""
+        return round(self.refractory / self.dt)
+
+    def init_state(self, shape: tuple[int, ...], like: Tensor) -> LIFState:
+        v = like.new_full(shape, self.v_rest)
+        return LIFState(v, v.new_zeros(shape, dtype=torch.int32) if self.held_steps else None)
+
+    def leak(self, v: Tensor, current: Tensor) -> Tensor:
+        """Potential before firing, a v + k x + (1 - a) v_rest."""
+        a = self.a
+        h = a * v + self.k * current
+        return h if self.v_rest == 0 else h + (1.0 - a) * self.v_rest
+
+    def driven(self, v: Tensor, current: Tensor, conductance: Tensor) -> Tensor:
+        """Potential before firing under synaptic conductances g, in units of the leak's, by exponential Euler:
+
+        v_inf = (v_rest + current) / (1 + g),  h = v_inf + (v - v_inf) exp(-dt/tau (1 + g)).
+        """
+        if self.tau is None or self.gain is not None:
+            raise ValueError("Conductances need a neuron with tau, and no gain of its own.")
+        total = 1.0 + conductance
+        v_inf = (self.v_rest + current) / total
+        return v_inf + (v - v_inf) * exp(-(self.dt / self.tau) * total)
+
+    def fire(self, h: Float[Tensor, "*shape"], threshold: Number) -> Float[Tensor, "*shape"]:
+        """Spikes of the potentials h: through the normaliser and the rectifier, against the threshold."""
+        z = h if self.normalizer is None else self.normalizer(h)
+        z = z if self.rectifier is None else self.rectifier(z)
+        return self.spike(z - threshold if self.polarity is None else self.polarity * z - self.polarity * threshold)
+
+    def after_reset(self, h: Tensor, spikes: Tensor, threshold: Number) -> Tensor:
+        """Potential after the reset of the neurons that fired."""
+        if self.reset == "none":
+            return h
+        s = spikes.detach() if self.detach_reset else spikes
+        if self.reset == "hard":
+            return h * (1 - s) + self.floor * s
+        return h - (threshold if self.reset_amount is None else self.reset_amount) * s
+
+    def step(
+        self, current: Tensor, state: LIFState, *, conductance: Tensor | None = None, jump: Tensor | None = None
+    ) -> Step:
+        v, held = state
+        h = self.leak(v, current) if conductance is None else self.driven(v, current, conductance)
+        h = h if jump is None else h + jump
+        if held is not None:
+            h = torch.where(held > 0, self.floor, h)
+        spikes = self.fire(h, self.v_threshold)
+        if held is not None:
+            spikes = torch.where(held > 0, 0.0, spikes)
+            held = torch.where(spikes.detach() > 0, self.held_steps, (held - 1).clamp(min=0)).to(held.dtype)
+        return Step(spikes, LIFState(self.after_reset(h, spikes, self.v_threshold), held), h)
+
+
+class CubaLIFState(NamedTuple):
+    """Potentials after the reset, refractory steps that are left (None without), and synaptic currents."""
+
+    v: Tensor
+    refractory: Tensor | None
+    current: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class CubaLIFNeuron(LIFNeuron):
+    """Leaky integrate-and-fire neuron whose input passes a first-order synaptic filter: i = b i + x, then x := i.
+
+    Args:
+        tau_synapse: time constant of the filter in the unit of dt, positive; b = exp(-dt/tau_synapse), or
+            1 - dt/tau_synapse with integration="euler".
+        decay_synapse: b itself, in [0, 1], instead of tau_synapse.
+
+    Raises:
+        ValueError: as `LIFNeuron`, and if not exactly one of tau_synapse and decay_synapse is given.
+    """
+
+    tau_synapse: Number | None = None
+    decay_synapse: Number | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.tau_synapse is None) == (self.decay_synapse is None):
+            raise ValueError("Give either tau_synapse or decay_synapse, one of the two.")
+        if self.tau_synapse is not None:
+            low = self.dt if self.integration == "euler" else 0.0
+            _require_within("tau_synapse", self.tau_synapse, low, math.inf, open_low=low == 0)
+        if self.decay_synapse is not None:
+            _require_within("decay_synapse", self.decay_synapse, 0.0, 1.0)
+
+    @property
+    def b(self) -> Number:
+        """What is left of the synaptic current after a step."""
+        if self.decay_synapse is not None:
+            return self.decay_synapse
+        assert self.tau_synapse is not None
+        if self.integration == "euler":
+            return 1.0 - self.dt / self.tau_synapse
+        ratio = -self.dt / self.tau_synapse
+        return torch.exp(ratio) if isinstance(ratio, Tensor) else math.exp(ratio)
+
+    def init_state(self, shape: tuple[int, ...], like: Tensor) -> CubaLIFState:  # pyright: ignore[reportIncompatibleMethodOverride]
+        v, held = super().init_state(shape, like)
+        return CubaLIFState(v, held, torch.zeros_like(v))
+
+    def step(
+        self, current: Tensor, state: CubaLIFState, *, conductance: Tensor | None = None, jump: Tensor | None = None
+    ) -> Step:
+        filtered = self.b * state.current + current
+        inner = LIFState(state.v, state.refractory)
+        spikes, (v, held), h = super().step(filtered, inner, conductance=conductance, jump=jump)
+        return Step(spikes, CubaLIFState(v, held, filtered), h)
+
+
+class ALIFState(NamedTuple):
+    """Potentials after the reset, refractory steps that are left (None without), and adaptation variables."""
+
+    v: Tensor
+    refractory: Tensor | None
+    adaptation: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ALIFNeuron(LIFNeuron):
+    """Leaky integrate-and-fire neuron whose threshold rises with its spikes.
+
+        fires at v_threshold + strength b;    b = rho b + (1 - rho) s after each step
+
+    Args:
+        tau_adaptation: time constant of b in the unit of dt, positive; rho = exp(-dt/tau_adaptation), or
+            1 - dt/tau_adaptation with integration="euler".
+        decay_adaptation: rho itself, in [0, 1], instead of tau_adaptation.
+        strength: how much an adaptation variable of 1 raises the threshold, finite.
+
+    Raises:
+        ValueError: as `LIFNeuron`, and if not exactly one of tau_adaptation and decay_adaptation is given.
+
+    Source: Bellec et al., NeurIPS 2018, eq. 2 (long short-term memory in networks of spiking neurons).
+    """
+
+    tau_adaptation: Number | None = None
+    decay_adaptation: Number | None = None
+    strength: Number = 1.8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.tau_adaptation is None) == (self.decay_adaptation is None):
+            raise ValueError("Give either tau_adaptation or decay_adaptation, one of the two.")
+        if self.tau_adaptation is not None:
+            low = self.dt if self.integration == "euler" else 0.0
+            _require_within("tau_adaptation", self.tau_adaptation, low, math.inf, open_low=low == 0)
+        if self.decay_adaptation is not None:
+            _require_within("decay_adaptation", self.decay_adaptation, 0.0, 1.0)
+        _require_finite("strength", self.strength)
+
+    @property
+    def rho(self) -> Number:
+        """What is left of the adaptation after a step."""
+        if self.decay_adaptation is not None:
+            return self.decay_adaptation
+        assert self.tau_adaptation is not None
+        if self.integration == "euler":
+            return 1.0 - self.dt / self.tau_adaptation
+        ratio = -self.dt / self.tau_adaptation
+        return torch.exp(ratio) if isinstance(ratio, Tensor) else math.exp(ratio)
+
+    def init_state(self, shape: tuple[int, ...], like: Tensor) -> ALIFState:  # pyright: ignore[reportIncompatibleMethodOverride]
+        v, held = super().init_state(shape, like)
+        return ALIFState(v, held, torch.zeros_like(v))
+
+    def step(
+        self, current: Tensor, state: ALIFState, *, conductance: Tensor | None = None, jump: Tensor | None = None
+    ) -> Step:
+        adapted = replace(self, v_threshold=self.v_threshold + self.strength * state.adaptation)
+        inner = LIFState(state.v, state.refractory)
+        spikes, (v, held), h = LIFNeuron.step(adapted, current, inner, conductance=conductance, jump=jump)
+        rho = self.rho
+        return Step(spikes, ALIFState(v, held, rho * state.adaptation + (1.0 - rho) * spikes), h)
+
+
+def IFNeuron(**parameters: Any) -> LIFNeuron:
+    """Integrate-and-fire neuron without a leak: a `LIFNeuron` of decay 1 and gain 1.
+
+    Args:
+        parameters: of `LIFNeuron`, but for tau, decay and gain.
+    """
+    return LIFNeuron(decay=1.0, gain=1.0, **parameters)
+
+
+def _require_within(name: str, number: Number, low: float, high: float, *, open_low: bool = False) -> None:
+    values = torch.as_tensor(number).detach()
+    inside = (values > low if open_low else values >= low) & (values <= high) & values.isfinite()
+    if not bool(inside.all()):
+        wanted = f"above {low:g}" if open_low else f"in [{low:g}, {high:g}]" if high < math.inf else f"at least {low:g}"
+        worst = values[~inside].flatten()[0].item() if values.ndim else values.item()
+        raise ValueError(f"{name} must be finite and {wanted}, got {worst:g}.")
+
+
+def _require_finite(name: str, number: Number | None, *, infinite: bool = False) -> None:
+    if number is None:
+        return
+    values = torch.as_tensor(number).detach()
+    if bool((values.isnan() if infinite else ~values.isfinite()).any()):
+        raise ValueError(f"{name} must be finite, got {number}.")
