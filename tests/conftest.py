@@ -18,7 +18,10 @@ def checked_modules() -> list[str]:
     """Modules whose signatures are checked: all but data, which checks its own arguments, and what numba compiles."""
     root = Path(__file__).parent.parent / "src"
     chapters = ("neurons", "learning", "spiking")
-    files = [*root.glob("neuropil/*.py"), *(file for name in chapters for file in root.glob(f"neuropil/{name}/**/*.py"))]
+    files = [
+        *root.glob("neuropil/*.py"),
+        *(file for name in chapters for file in root.glob(f"neuropil/{name}/**/*.py")),
+    ]
     names = [".".join(file.relative_to(root).with_suffix("").parts) for file in files]
     return [name for name in names if not name.endswith(("__init__", ".draws", ".cli")) and ".kernels" not in name]
 

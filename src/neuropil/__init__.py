@@ -9,5 +9,6 @@ import lazy_loader
 __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__, submodules=["atlas", "data", "learning", "losses", "neurons", "parallel", "plotting", "spiking", "statistics"]
+    __name__,
+    submodules=["atlas", "data", "learning", "losses", "neurons", "parallel", "plotting", "spiking", "statistics"],
 )

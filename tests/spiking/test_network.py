@@ -1,5 +1,6 @@
 """The event-driven simulator: closed forms, the same spikes from every backend, continuation, and bad input."""
 
+import itertools
 import math
 
 import numpy as np
@@ -168,7 +169,7 @@ def test_nmda_gates_and_the_block_follow_their_equations():
 
     g, v, times = 0.0, -65.0, [0.1, 4.1, 8.1, 30.0]
     x = 0.0
-    for start, stop in zip(times[:-1], times[1:], strict=True):
+    for start, stop in itertools.pairwise(times):
         x += 1.0
 
         def flow(t, y):
@@ -297,7 +298,9 @@ def test_monitors_sample_at_multiples_of_their_interval_across_runs():
     whole = net().run(10.0, monitors=("v[1:4]", "rate"), every=0.7)
     assert whole.values["v[1:4]"].shape == (15, 3)
     parts = net()
-    kept = [parts.run(t, monitors=("v[1:4]", "rate"), every=0.7, backend=b) for t, b in ((3.3, "numba"), (6.7, "torch"))]
+    kept = [
+        parts.run(t, monitors=("v[1:4]", "rate"), every=0.7, backend=b) for t, b in ((3.3, "numba"), (6.7, "torch"))
+    ]
     assert torch.equal(torch.cat([r.values["v[1:4]"] for r in kept]), whole.values["v[1:4]"])
     assert torch.equal(torch.cat([r.values["cells.count"] for r in kept]), whole.values["cells.count"])
 
@@ -348,7 +351,10 @@ def cells_of(net, n=4):
         ("same delay", lambda net, c: net.connect(c, c, OneToOne(), 1.0, torch.tensor([1.0, 2, 3, 4]), synapse=NMDA())),
         ("within the rule's bounds", lambda net, c: net.connect(c, c, OneToOne(), -1.0, plasticity=PairSTDP())),
         ("its output must be CUBA", lambda net, c: net.connect(c, c, OneToOne(), 1.0, synapse=Delta(), output=COBA(0))),
-        ("no group of this network", lambda net, c: net.connect(Network().add(Population(9, CELL)), c, OneToOne(), 1.0)),
+        (
+            "no group of this network",
+            lambda net, c: net.connect(Network().add(Population(9, CELL)), c, OneToOne(), 1.0),
+        ),
         ("at most once a step", lambda net, c: net.add(PoissonSource(3, 2e4))),
         ("name of its own", lambda net, c: net.add(Population(3, CELL, "cells"))),
         ("bias must be finite", lambda net, c: net.add(Population(3, CELL, bias=math.nan))),

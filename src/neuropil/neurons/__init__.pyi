@@ -1,0 +1,16 @@
+from .circuits.base import Circuit as Circuit
+from .circuits.base import detach as detach
+from .circuits.base import map_state as map_state
+from .circuits.base import stack_states as stack_states
+from .integrators import Decay as Decay
+from .integrators import Integration as Integration
+from .integrators import LeakyIntegrator as LeakyIntegrator
+from .integrators import LeakyState as LeakyState
+from .integrators import decay_factor as decay_factor
+from .traces import Accumulate as Accumulate
+from .traces import DoubleExponentialState as DoubleExponentialState
+from .traces import DoubleExponentialTrace as DoubleExponentialTrace
+from .traces import LazyTrace as LazyTrace
+from .traces import LazyTraceState as LazyTraceState
+from .traces import Trace as Trace
+from .traces import TraceState as TraceState

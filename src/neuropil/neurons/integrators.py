@@ -49,7 +49,7 @@ def decay_factor(tau: Number, dt: float = 1.0, integration: Integration = "exact
 
 
 class Decay(nn.Module):
-    """A decay factor as a module: called, it returns a.
+    """A decay factor as a module: called with what is to decay, it returns a.
 
     Args:
         features: number of neurons, which a tensor must broadcast to.
@@ -100,12 +100,12 @@ class Decay(nn.Module):
             self.number = a
         self.register_buffer("fixed", a.detach().clone() if isinstance(a, Tensor) and not learnable else None)
 
-    def forward(self) -> Number:
-        """The factor a, a number or a tensor."""
+    def forward(self, like: Tensor) -> Number:
+        """The factor a, a number or a tensor of the type of `like`."""
         if self.logit is not None:
-            return torch.sigmoid(self.logit)
+            return torch.sigmoid(self.logit).to(like)
         if self.fixed is not None:
-            return self.fixed
+            return self.fixed.to(like)
         assert self.number is not None
         return self.number
 
@@ -158,18 +158,21 @@ class LeakyIntegrator(Circuit):
             self.gain = gain
 
     def init_state(self, batch: int, *, generator: torch.Generator | None = None) -> LeakyState:
+        """Integrated values of 0."""
         return LeakyState(torch.zeros(batch, self.features))
 
     def step(self, x: Tensor, state: LeakyState) -> tuple[Tensor, LeakyState]:
-        a = self.decay()
+        """Advance by one step; the output is v after it."""
+        a = self.decay(state.v)
         past = a * state.v
         if self.gain is not None:
-            v = past + self.gain * x
+            v = past + (self.gain.to(x) if isinstance(self.gain, Tensor) else self.gain) * x
         else:
             v = past + (1.0 - a) * x if self.approaches else past + x
         return v, LeakyState(v)
 
     def extra_repr(self) -> str:
+        """What print shows."""
         return f"features={self.features}"
 
 
@@ -179,7 +182,7 @@ def require(name: str, number: Number, low: float, high: float, *, ends: tuple[b
     Raises:
         ValueError: if one does not, or is NaN.
     """
-    values = torch.as_tensor(number).detach()
+    values = torch.as_tensor(number, dtype=torch.float64).detach()
     inside = (values >= low if ends[0] else values > low) & (values <= high if ends[1] else values < high)
     if not bool(inside.all()):
         worst = values[~inside].flatten()[0].item() if values.ndim else values.item()

@@ -76,15 +76,17 @@ class Trace(Circuit):
         self.decay = Decay(features, tau=tau, decay=decay, dt=dt, integration=integration, learnable=learnable)
 
     def init_state(self, batch: int, *, generator: torch.Generator | None = None) -> TraceState:
+        """Traces of 0."""
         return TraceState(torch.zeros(batch, self.features))
 
     def step(self, x: Tensor, state: TraceState) -> tuple[Tensor, TraceState]:
         """Advance by one step; x are the events (batch, neurons), 0 and 1 or graded, the output the traces after it."""
-        past = self.decay() * state.x
+        past = self.decay(state.x) * state.x
         trace = (past if self.accumulate == "add" else past * (1 - x)) + self.amplitude * x
         return trace, TraceState(trace)
 
     def extra_repr(self) -> str:
+        """What print shows."""
         return f"features={self.features}, amplitude={self.amplitude:g}, accumulate={self.accumulate!r}"
 
 
@@ -113,14 +115,12 @@ class DoubleExponentialTrace(Circuit):
 
     scale: Tensor
 
-    def __init__(
-        self, features: int, *, tau_rise: Number, tau_fall: Number, amplitude: float = 1.0, dt: float = 1.0
-    ):
+    def __init__(self, features: int, *, tau_rise: Number, tau_fall: Number, amplitude: float = 1.0, dt: float = 1.0):
         super().__init__()
         _check(amplitude, "add")
         self.features = features
         self.rise, self.fall = Decay(features, tau=tau_rise, dt=dt), Decay(features, tau=tau_fall, dt=dt)
-        rise, fall = (torch.as_tensor(tau).detach().double() for tau in (tau_rise, tau_fall))
+        rise, fall = (torch.as_tensor(tau, dtype=torch.float64).detach() for tau in (tau_rise, tau_fall))
         if not bool((rise < fall).all()):
             raise ValueError(f"tau_rise must be below tau_fall, got {tau_rise} and {tau_fall}.")
         peak = torch.log(fall / rise) * fall * rise / (fall - rise)
@@ -128,14 +128,16 @@ class DoubleExponentialTrace(Circuit):
         self.register_buffer("scale", scale, persistent=False)
 
     def init_state(self, batch: int, *, generator: torch.Generator | None = None) -> DoubleExponentialState:
+        """Traces of 0."""
         return DoubleExponentialState(torch.zeros(batch, self.features), torch.zeros(batch, self.features))
 
     def step(self, x: Tensor, state: DoubleExponentialState) -> tuple[Tensor, DoubleExponentialState]:
         """Advance by one step; x are the events (batch, neurons), the output the traces after it."""
-        fall, rise = self.fall() * state.fall + x, self.rise() * state.rise + x
+        fall, rise = self.fall(state.fall) * state.fall + x, self.rise(state.rise) * state.rise + x
         return self.scale.to(fall) * (fall - rise), DoubleExponentialState(fall, rise)
 
     def extra_repr(self) -> str:
+        """What print shows."""
         return f"features={self.features}"
 
 
@@ -200,7 +202,7 @@ class LazyTrace:
         gap = step - last
         if bool((gap < 0).any()):
             raise ValueError(f"step must not lie before the last event, at {int(last.max())}, got {step}.")
-        tau = torch.as_tensor(self.tau).to(x)
+        tau = torch.as_tensor(self.tau, dtype=torch.float64).to(x)
         tau = tau if tau.ndim == 0 or neurons is None else tau.expand(state.x.shape)[neurons]
         return x * torch.exp(gap.to(x) * (-self.dt / tau))
 

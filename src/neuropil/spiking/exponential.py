@@ -17,7 +17,10 @@ from torch import Tensor
 __all__ = ["COEFFICIENTS", "LIMITS", "LN2", "LOG2E", "exp"]
 
 LOG2E = 1.0 / math.log(2.0)
-LN2 = {torch.float32: (0.693359375, -2.12194440054690583e-4), torch.float64: (0.6931471803691238, 1.9082149292705877e-10)}
+LN2 = {
+    torch.float32: (0.693359375, -2.12194440054690583e-4),
+    torch.float64: (0.6931471803691238, 1.9082149292705877e-10),
+}
 """ln 2 as a number of few bits and the rest, so that the first times n is exact."""
 COEFFICIENTS = {
     torch.float32: [1.0 / math.factorial(i) for i in range(7, -1, -1)],

@@ -212,6 +212,7 @@ class AdExNeuron(NeuronModel):
     def step(
         self, current: Tensor, state: AdExState, *, conductance: Tensor | None = None, jump: Tensor | None = None
     ) -> Step:
+        """Advance by one step; see `NeuronModel.step`: current and jump in pA and mV, conductance in nS."""
         v, held, w = state
         c = self.constants(v)
         total = c.g_leak + (torch.zeros_like(v) if conductance is None else conductance)
@@ -312,7 +313,7 @@ class IzhikevichNeuron(NeuronModel):
 
     def init_state(self, shape: tuple[int, ...], like: Tensor) -> IzhikevichState:
         """The state at rest without input; of a neuron that has no rest, where v is slowest."""
-        b = torch.as_tensor(self.b).double()
+        b = torch.as_tensor(self.b, dtype=torch.float64)
         v = ((b - 5.0) - ((b - 5.0) ** 2 - 4 * 0.04 * 140.0).clamp(min=0).sqrt()) / (2 * 0.04)
         rest = _spread(v, shape, like)
         return IzhikevichState(rest, _counters(rest, self.held_steps), _spread(b * v, shape, like))
@@ -326,6 +327,7 @@ class IzhikevichNeuron(NeuronModel):
     def step(
         self, current: Tensor, state: IzhikevichState, *, conductance: Tensor | None = None, jump: Tensor | None = None
     ) -> Step:
+        """Advance by one step; see `NeuronModel.step`."""
         v, held, u = state
         k = self.constants(v)
         h = v
@@ -423,6 +425,7 @@ class HodgkinHuxleyNeuron(NeuronModel):
         conductance: Tensor | None = None,
         jump: Tensor | None = None,
     ) -> Step:
+        """Advance by one step; see `NeuronModel.step`: current and jump in pA and mV, conductance in nS."""
         v, held, *gates = state
         c = self.constants(v)
         m, h, n = (
@@ -455,13 +458,20 @@ def _require_numbers(neuron: Any, positive: tuple[str, ...], finite: tuple[str, 
 def _require_below_peak(name: str, number: Number, peak: Number) -> None:
     _require_finite(name, number)
     _require_finite("v_peak", peak)
-    if not bool((torch.as_tensor(number) < torch.as_tensor(peak)).all()):
+    low, high = (torch.as_tensor(x, dtype=torch.float64) for x in (number, peak))
+    if not bool((low < high).all()):
         raise ValueError(f"{name} must lie below v_peak, got {number} and v_peak {peak}.")
 
 
 def _spread(number: Number, shape: tuple[int, ...], like: Tensor) -> Tensor:
     """A number for every neuron, each with a place of its own."""
-    return torch.as_tensor(number).detach().to(like).expand(shape).clone(memory_format=torch.contiguous_format)
+    return (
+        torch.as_tensor(number, dtype=torch.float64)
+        .detach()
+        .to(like)
+        .expand(shape)
+        .clone(memory_format=torch.contiguous_format)
+    )
 
 
 def _counters(v: Tensor, steps: int) -> Tensor | None:
@@ -498,7 +508,7 @@ def _steep(x: Tensor) -> Tensor:
 
 
 def _ratio(x: Tensor) -> Tensor:
-    """x / (exp(x) - 1), 1 at x = 0."""
+    """The function f of the rates, x / (exp(x) - 1), which is 1 at x = 0."""
     near = (x < NEAR) & (x > -NEAR)
     y = x * x
     first, *others = reversed(SERIES[1:])

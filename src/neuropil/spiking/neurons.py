@@ -21,7 +21,7 @@ while the state keeps h; `polarity` p (+1 or -1) fires where p h >= p threshold.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -157,6 +157,12 @@ class LIFNeuron(NeuronModel):
             raise ValueError(f"reset must be 'hard', 'soft' or 'none', got {self.reset!r}.")
         if self.integration not in ("exact", "euler"):
             raise ValueError(f"integration must be 'exact' or 'euler', got {self.integration!r}.")
+        if (
+            self.reset == "soft"
+            and self.reset_amount is None
+            and not bool(torch.as_tensor(self.v_threshold).isfinite().all())
+        ):
+            raise ValueError("An infinite v_threshold cannot be subtracted: give reset_amount, or another reset.")
         if self.polarity is not None and not bool((self.polarity.abs() == 1).all()):
             raise ValueError("polarity must hold +1 and -1 only.")
 
@@ -188,6 +194,7 @@ class LIFNeuron(NeuronModel):
         return round(self.refractory / self.dt)
 
     def init_state(self, shape: tuple[int, ...], like: Tensor) -> LIFState:
+        """At rest, without currents and adaptation."""
         v = like.new_full(shape, self.v_rest)
         return LIFState(v, v.new_zeros(shape, dtype=torch.int32) if self.held_steps else None)
 
@@ -198,7 +205,7 @@ class LIFNeuron(NeuronModel):
         return h if self.v_rest == 0 else h + (1.0 - a) * self.v_rest
 
     def driven(self, v: Tensor, current: Tensor, conductance: Tensor) -> Tensor:
-        """Potential before firing under synaptic conductances g, in units of the leak's, by exponential Euler:
+        """Potential before firing under synaptic conductances g, in units of the leak's, by exponential Euler.
 
         v_inf = (v_rest + current) / (1 + g),  h = v_inf + (v - v_inf) exp(-dt/tau (1 + g)).
         """
@@ -226,16 +233,23 @@ class LIFNeuron(NeuronModel):
     def step(
         self, current: Tensor, state: LIFState, *, conductance: Tensor | None = None, jump: Tensor | None = None
     ) -> Step:
+        """One step; see `NeuronModel.step`."""
+        return self._step(current, state, self.v_threshold, conductance, jump)
+
+    def _step(
+        self, current: Tensor, state: LIFState, threshold: Number, conductance: Tensor | None, jump: Tensor | None
+    ) -> Step:
+        """A step against a threshold of its own."""
         v, held = state
         h = self.leak(v, current) if conductance is None else self.driven(v, current, conductance)
         h = h if jump is None else h + jump
         if held is not None:
             h = torch.where(held > 0, self.floor, h)
-        spikes = self.fire(h, self.v_threshold)
+        spikes = self.fire(h, threshold)
         if held is not None:
             spikes = torch.where(held > 0, 0.0, spikes)
             held = torch.where(spikes.detach() > 0, self.held_steps, (held - 1).clamp(min=0)).to(held.dtype)
-        return Step(spikes, LIFState(self.after_reset(h, spikes, self.v_threshold), held), h)
+        return Step(spikes, LIFState(self.after_reset(h, spikes, threshold), held), h)
 
 
 class CubaLIFState(NamedTuple):
@@ -284,12 +298,14 @@ class CubaLIFNeuron(LIFNeuron):
         return torch.exp(ratio) if isinstance(ratio, Tensor) else math.exp(ratio)
 
     def init_state(self, shape: tuple[int, ...], like: Tensor) -> CubaLIFState:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """At rest, without currents and adaptation."""
         v, held = super().init_state(shape, like)
         return CubaLIFState(v, held, torch.zeros_like(v))
 
     def step(
-        self, current: Tensor, state: CubaLIFState, *, conductance: Tensor | None = None, jump: Tensor | None = None
+        self, current: Tensor, state: Any, *, conductance: Tensor | None = None, jump: Tensor | None = None
     ) -> Step:
+        """One step; see `NeuronModel.step`."""
         filtered = self.b * state.current + current
         inner = LIFState(state.v, state.refractory)
         spikes, (v, held), h = super().step(filtered, inner, conductance=conductance, jump=jump)
@@ -349,20 +365,22 @@ class ALIFNeuron(LIFNeuron):
         return torch.exp(ratio) if isinstance(ratio, Tensor) else math.exp(ratio)
 
     def init_state(self, shape: tuple[int, ...], like: Tensor) -> ALIFState:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """At rest, without currents and adaptation."""
         v, held = super().init_state(shape, like)
         return ALIFState(v, held, torch.zeros_like(v))
 
     def step(
-        self, current: Tensor, state: ALIFState, *, conductance: Tensor | None = None, jump: Tensor | None = None
+        self, current: Tensor, state: Any, *, conductance: Tensor | None = None, jump: Tensor | None = None
     ) -> Step:
-        adapted = replace(self, v_threshold=self.v_threshold + self.strength * state.adaptation)
+        """One step; see `NeuronModel.step`."""
+        threshold = self.v_threshold + self.strength * state.adaptation
         inner = LIFState(state.v, state.refractory)
-        spikes, (v, held), h = LIFNeuron.step(adapted, current, inner, conductance=conductance, jump=jump)
+        spikes, (v, held), h = self._step(current, inner, threshold, conductance, jump)
         rho = self.rho
         return Step(spikes, ALIFState(v, held, rho * state.adaptation + (1.0 - rho) * spikes), h)
 
 
-def IFNeuron(**parameters: Any) -> LIFNeuron:
+def IFNeuron(**parameters: Any) -> LIFNeuron:  # noqa: N802 - called as the classes beside it
     """Integrate-and-fire neuron without a leak: a `LIFNeuron` of decay 1 and gain 1.
 
     Args:

@@ -83,7 +83,8 @@ class _Fire(torch.autograd.Function):
         return gradients[0] * ctx.surrogate.derivative(x), None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, surrogate: Surrogate) -> tuple[Tensor, int | None]:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int | None]:
+        x, surrogate = args
         return surrogate(x), in_dims[0]
 
 
@@ -108,12 +109,15 @@ class Atan(Surrogate):
 
     @property
     def parameter(self) -> float:
+        """The steepness alpha."""
         return self.alpha
 
     def value(self, x: Tensor) -> Tensor:
+        """G at x."""
         return torch.atan(x * (math.pi / 2 * self.alpha)) / math.pi + 0.5
 
     def derivative(self, x: Tensor) -> Tensor:
+        """The slope g at x."""
         z = x * (math.pi / 2 * self.alpha)
         return (self.alpha / 2) / (1 + z * z)
 
@@ -137,12 +141,15 @@ class Sigmoid(Surrogate):
 
     @property
     def parameter(self) -> float:
+        """The steepness alpha."""
         return self.alpha
 
     def value(self, x: Tensor) -> Tensor:
+        """G at x."""
         return torch.sigmoid(x * self.alpha)
 
     def derivative(self, x: Tensor) -> Tensor:
+        """The slope g at x."""
         g = torch.sigmoid(x * self.alpha)
         return self.alpha * (g * (1 - g))
 
@@ -168,12 +175,15 @@ class FastSigmoid(Surrogate):
 
     @property
     def parameter(self) -> float:
+        """The slope k."""
         return self.slope
 
     def value(self, x: Tensor) -> Tensor:
+        """G at x."""
         return x / (1 + self.slope * x.abs())
 
     def derivative(self, x: Tensor) -> Tensor:
+        """The slope g at x."""
         z = 1 + self.slope * x.abs()
         return 1 / (z * z)
 
@@ -199,13 +209,16 @@ class Triangle(Surrogate):
 
     @property
     def parameter(self) -> float:
+        """The width w."""
         return self.width
 
     def value(self, x: Tensor) -> Tensor:
+        """G at x."""
         z = (x / self.width).clamp(-1, 1)
         return 0.5 + z - 0.5 * z * z.abs()
 
     def derivative(self, x: Tensor) -> Tensor:
+        """The slope g at x."""
         return torch.relu(1 - x.abs() / self.width) / self.width
 
 
@@ -230,12 +243,15 @@ class Rectangle(Surrogate):
 
     @property
     def parameter(self) -> float:
+        """The width w."""
         return self.width
 
     def value(self, x: Tensor) -> Tensor:
+        """G at x."""
         return (x / self.width + 0.5).clamp(0, 1)
 
     def derivative(self, x: Tensor) -> Tensor:
+        """The slope g at x."""
         return (x.abs() <= self.width / 2).to(x.dtype) / self.width
 
 
@@ -260,12 +276,15 @@ class ClampedTanh(Surrogate):
 
     @property
     def parameter(self) -> float:
+        """The slope k."""
         return self.slope
 
     def value(self, x: Tensor) -> Tensor:
+        """G at x."""
         return torch.tanh(self.slope * x.clamp(-0.5, 0.5)) / (2 * math.tanh(self.slope / 2)) + 0.5
 
     def derivative(self, x: Tensor) -> Tensor:
+        """The slope g at x."""
         z = torch.tanh(self.slope * x)
         inside = (x.abs() <= 0.5).to(x.dtype)
         return inside * ((self.slope / (2 * math.tanh(self.slope / 2))) * (1 - z * z))
@@ -284,9 +303,11 @@ class Smooth(Surrogate):
     surrogate: Surrogate
 
     def value(self, x: Tensor) -> Tensor:
+        """G at x."""
         return self.surrogate.value(x)
 
     def derivative(self, x: Tensor) -> Tensor:
+        """The slope g at x."""
         return self.surrogate.derivative(x)
 
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

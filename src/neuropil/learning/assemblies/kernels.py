@@ -7,6 +7,7 @@ from neuropil.draws import GOLDEN, UNIT, mix, stream, uniform
 
 __all__ = ["count_targets", "find_pairs", "mix", "random_subsets"]
 
+
 @numba.njit(cache=True, inline="always")
 def _skip(state, scale, limit):
     """Absent synapses before the next one: geometric, by inversion, cut at `limit` so that it fits an integer."""

@@ -1,8 +1,8 @@
 """A barrier for a few threads that run the same compiled loop: none goes on before all have come.
 
 Every thread adds one to a counter that only ever grows, and waits until it reaches the next multiple of the number of
-threads. Waiting is a spin, since steps take microseconds; after a while the processor is offered to others, so that more
-threads than cores stay correct, if slow.
+threads. Waiting is a spin, since steps take microseconds; after a while the processor is offered to others, so that
+more threads than cores stay correct, if slow.
 """
 
 import os
@@ -23,7 +23,7 @@ def new_barrier() -> np.ndarray:
 
 
 @intrinsic
-def _fetch_add_one(context, counter):  # noqa: ARG001 - numba's signature
+def _fetch_add_one(context, counter):
     """Add one to the first element, atomically; what it was before."""
 
     def generate(context, builder, signature, arguments):
@@ -34,7 +34,7 @@ def _fetch_add_one(context, counter):  # noqa: ARG001 - numba's signature
 
 
 @intrinsic
-def _load(context, counter):  # noqa: ARG001 - numba's signature
+def _load(context, counter):
     """The first element, as other threads left it."""
 
     def generate(context, builder, signature, arguments):
@@ -53,16 +53,15 @@ else:
         return np.int32(0)
 
 
-
 @njit(cache=True, nogil=True)
 def wait(counter, parts):
     """Return when all `parts` threads have called."""
     if parts == 1:
         return
-    ticket = _fetch_add_one(counter)
+    ticket = _fetch_add_one(counter)  # pyright: ignore[reportCallIssue]
     target = (ticket // parts + 1) * parts
     spins = 0
-    while _load(counter) < target:
+    while _load(counter) < target:  # pyright: ignore[reportCallIssue]
         spins += 1
         if spins > SPINS:
             _sched_yield()

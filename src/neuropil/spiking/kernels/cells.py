@@ -1,10 +1,10 @@
 """Neurons of the engine: receptors drive them, they integrate, who fires is entered into the ring.
 
-The neurons of a thread are taken in tiles that stay in the first cache: receptors fill the tile's drive, conductance and
-jump, then the model advances, each loop over a tile without a branch, so that it becomes vector code.
+The neurons of a thread are taken in tiles that stay in the first cache: receptors fill the tile's drive, conductance
+and jump, then the model advances, each loop over a tile without a branch, so that it becomes vector code.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -41,8 +41,8 @@ class Cells(NamedTuple):
 
     model: tuple
     receptors: tuple
-    bias: object
-    external: object
+    bias: Any
+    external: Any
     scratch: np.ndarray
     fired: np.ndarray
     spikes: Spikes
@@ -63,82 +63,82 @@ class ToJump(NamedTuple):
     """
 
     g: np.ndarray
-    x: object
-    slots: object
-    scale: object
-    decay: float
-    inflow: float
-    decay_x: float
-    gain: float
-    gain_x: float
+    x: Any
+    slots: Any
+    scale: Any
+    decay: Any
+    inflow: Any
+    decay_x: Any
+    gain: Any
+    gain_x: Any
 
 
 class ToCurrent(NamedTuple):
     """A linear receptor whose g is a current."""
 
     g: np.ndarray
-    x: object
-    slots: object
-    scale: object
-    decay: float
-    inflow: float
-    decay_x: float
+    x: Any
+    slots: Any
+    scale: Any
+    decay: Any
+    inflow: Any
+    decay_x: Any
 
 
 class ToConductance(NamedTuple):
     """A linear receptor whose g is a conductance with a reversal potential."""
 
     g: np.ndarray
-    x: object
-    slots: object
-    scale: object
-    decay: float
-    inflow: float
-    decay_x: float
-    reversal: float
+    x: Any
+    slots: Any
+    scale: Any
+    decay: Any
+    inflow: Any
+    decay_x: Any
+    reversal: Any
 
 
 class ToMagnesium(NamedTuple):
     """As `ToConductance`, blocked by magnesium; block is [Mg]/3.57."""
 
     g: np.ndarray
-    x: object
-    slots: object
-    scale: object
-    decay: float
-    inflow: float
-    decay_x: float
-    reversal: float
-    block: float
+    x: Any
+    slots: Any
+    scale: Any
+    decay: Any
+    inflow: Any
+    decay_x: Any
+    reversal: Any
+    block: Any
 
 
 class LIFArrays(NamedTuple):
     """Leaky integrate-and-fire neurons without conductances: symbols of `neurons`; held is None where none are held."""
 
     v: np.ndarray
-    held: object
-    a: object
-    k: object
-    rest: object
-    threshold: object
-    floor: float
-    held_steps: int
-    amount: object
-    reset: int
+    held: Any
+    a: Any
+    k: Any
+    rest: Any
+    threshold: Any
+    floor: Any
+    held_steps: Any
+    amount: Any
+    reset: Any
 
 
 class LIFConductanceArrays(NamedTuple):
     """The same under conductances; rate is -dt/tau."""
 
     v: np.ndarray
-    held: object
-    rate: object
-    rest: float
-    threshold: object
-    floor: float
-    held_steps: int
-    amount: object
-    reset: int
+    held: Any
+    rate: Any
+    rest: Any
+    threshold: Any
+    floor: Any
+    held_steps: Any
+    amount: Any
+    reset: Any
 
 
 def fills(structure: type):

@@ -1,13 +1,13 @@
 """Arrivals: the rows of neurons that fired are added to the receptors of their targets."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .connectivity import row_next, row_start
 from .engine import Spikes, at, operation, scaled
 
-__all__ = ["Delivery", "SlotDelivery", "RowDelivery"]
+__all__ = ["Delivery", "RowDelivery", "SlotDelivery"]
 
 
 class Delivery(NamedTuple):
@@ -18,12 +18,12 @@ class Delivery(NamedTuple):
     """
 
     spikes: Spikes
-    first: int
-    delay: int
+    first: Any
+    delay: Any
     offsets: np.ndarray
     indices: np.ndarray
-    weight: object
-    factor: object
+    weight: Any
+    factor: Any
     target: np.ndarray
 
 
@@ -31,12 +31,12 @@ class SlotDelivery(NamedTuple):
     """Spikes emitted in the last step are put into the slots (L, n_post) of the steps in which they arrive."""
 
     spikes: Spikes
-    first: int
+    first: Any
     delays: np.ndarray
     offsets: np.ndarray
     indices: np.ndarray
-    weight: object
-    factor: object
+    weight: Any
+    factor: Any
     slots: np.ndarray
 
 
@@ -44,16 +44,16 @@ class RowDelivery(NamedTuple):
     """As `Delivery`, the rows made again whenever they are needed; a thread keeps what lies within its bounds."""
 
     spikes: Spikes
-    first: int
-    delay: int
-    n_pre: int
-    n_post: int
-    seed: int
-    scale: float
-    without_self: bool
+    first: Any
+    delay: Any
+    n_pre: Any
+    n_post: Any
+    seed: Any
+    scale: Any
+    without_self: Any
     bounds: np.ndarray
-    weight: object
-    factor: object
+    weight: Any
+    factor: Any
     target: np.ndarray
 
 

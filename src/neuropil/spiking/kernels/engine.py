@@ -67,7 +67,7 @@ def at(parameter, i):
 
 
 @overload(at)
-def _at(parameter, i):  # noqa: ARG001 - typed by the first
+def _at(parameter, i):
     if isinstance(parameter, types.Array):
         return lambda parameter, i: parameter[i]
     return lambda parameter, i: parameter
@@ -79,7 +79,7 @@ def cut(parameter, lo, hi):
 
 
 @overload(cut)
-def _cut(parameter, lo, hi):  # noqa: ARG001 - typed by the first
+def _cut(parameter, lo, hi):
     if isinstance(parameter, types.Array):
         return lambda parameter, lo, hi: parameter[lo:hi]
     return lambda parameter, lo, hi: parameter
@@ -91,7 +91,7 @@ def scaled(value, factor, i):
 
 
 @overload(scaled)
-def _scaled(value, factor, i):  # noqa: ARG001 - typed by the second
+def _scaled(value, factor, i):
     if factor == types.none:
         return lambda value, factor, i: value
     return lambda value, factor, i: value * factor[i]
@@ -103,9 +103,13 @@ def execute(structure, k, row, part):
 
 
 @overload(execute)
-def _execute(structure, k, row, part):  # noqa: ARG001 - typed by the first
+def _execute(structure, k, row, part):
     function = EXECUTE[structure.instance_class]
-    return lambda structure, k, row, part: function(structure, k, row, part)
+
+    def call(structure, k, row, part):
+        function(structure, k, row, part)
+
+    return call
 
 
 def execute_all(groups, k, row, part):
@@ -114,7 +118,7 @@ def execute_all(groups, k, row, part):
 
 
 @overload(execute_all)
-def _execute_all(groups, k, row, part):  # noqa: ARG001 - typed by the first
+def _execute_all(groups, k, row, part):
     if len(groups) == 0:
         return lambda groups, k, row, part: None
 

@@ -22,7 +22,7 @@ B0, B1, B2, B3, B4, B5, B6, B7, B8, B9, B10, B11, B12, B13 = (np.float64(v) for 
 
 
 @intrinsic
-def _float_of_bits(context, bits):  # noqa: ARG001 - numba's signature
+def _float_of_bits(context, bits):
     """The number whose bits an integer holds."""
     wanted = {types.int64: types.float64, types.int32: types.float32}.get(bits)
     if wanted is None:
@@ -39,7 +39,7 @@ def exp(x):
     raise NotImplementedError("Compiled code only.")
 
 
-@overload(exp, inline="always")
+@overload(exp)
 def _exp(x):
     if x == types.float32:
 
@@ -49,7 +49,7 @@ def _exp(x):
             r = (x - n * LN2_32) - n * REST32
             p = (((A0 * r + A1) * r + A2) * r + A3) * r + A4
             p = ((p * r + A5) * r + A6) * r + A7
-            return p * _float_of_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
+            return p * _float_of_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))  # pyright: ignore[reportCallIssue]
 
         return single
     if x == types.float64:
@@ -61,7 +61,7 @@ def _exp(x):
             p = (((B0 * r + B1) * r + B2) * r + B3) * r + B4
             p = (((p * r + B5) * r + B6) * r + B7) * r + B8
             p = ((((p * r + B9) * r + B10) * r + B11) * r + B12) * r + B13
-            return p * _float_of_bits((np.int64(n) + np.int64(1023)) << np.int64(52))
+            return p * _float_of_bits((np.int64(n) + np.int64(1023)) << np.int64(52))  # pyright: ignore[reportCallIssue]
 
         return double
     return None

@@ -1,7 +1,7 @@
 """The neurons of `neuropil.spiking.membranes`, operation by operation, for loops that numba compiles.
 
-A neuron becomes a named tuple of its state, numpy arrays that share memory with the tensors, and of the constants of its
-step, numbers or arrays of one a neuron. `COMPILED` says how for each model: builder, tuple, and function
+A neuron becomes a named tuple of its state, numpy arrays that share memory with the tensors, and of the constants of
+its step, numbers or arrays of one a neuron. `COMPILED` says how for each model: builder, tuple, and function
 
     advance(m, lo, hi, drive, conductance, jump, fired)
 
@@ -135,10 +135,10 @@ def izhikevich_arrays(neuron: IzhikevichNeuron, state: Any, dtype: np.dtype | ty
 
 def hodgkin_huxley_arrays(neuron: HodgkinHuxleyNeuron, state: Any, dtype: np.dtype | type) -> HodgkinHuxleyArrays:
     """Arrays of Hodgkin-Huxley neurons; arguments and errors as of `adex_arrays`."""
-    parts = (_view(name, getattr(state, name), dtype) for name in ("v", "m", "h", "n"))
+    v, m, h, n = (_view(name, getattr(state, name), dtype) for name in ("v", "m", "h", "n"))
     constants: HodgkinHuxleyConstants = neuron.constants(_like(dtype))
     held, steps = _held(state.refractory), np.int32(neuron.held_steps)
-    return HodgkinHuxleyArrays(*parts, held, steps, *_numbers(constants, state.v.shape, dtype))
+    return HodgkinHuxleyArrays(v, m, h, n, held, steps, *_numbers(constants, state.v.shape, dtype))
 
 
 def _like(dtype: np.dtype | type) -> torch.Tensor:
@@ -199,7 +199,12 @@ def _reset(v, x, v_reset, increment, fired):
 def advance_adex(m, lo, hi, drive, conductance, jump, fired):
     """One step of neurons lo..hi-1; arguments in the module's docstring."""
     v, w, fired = m.v[lo:hi], m.w[lo:hi], fired[lo:hi]
-    rate, g_leak, leak, upstroke = cut(m.rate, lo, hi), cut(m.g_leak, lo, hi), cut(m.leak, lo, hi), cut(m.upstroke, lo, hi)
+    rate, g_leak, leak, upstroke = (
+        cut(m.rate, lo, hi),
+        cut(m.g_leak, lo, hi),
+        cut(m.leak, lo, hi),
+        cut(m.upstroke, lo, hi),
+    )
     v_threshold, steepness, e_leak = cut(m.v_threshold, lo, hi), cut(m.steepness, lo, hi), cut(m.e_leak, lo, hi)
     a, keep, v_peak = cut(m.a, lo, hi), cut(m.keep, lo, hi), cut(m.v_peak, lo, hi)
     half, steepest = v.dtype.type(0.5), v.dtype.type(STEEPEST)
@@ -257,7 +262,7 @@ def advance_izhikevich(m, lo, hi, drive, conductance, jump, fired):
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
 def _ratio(x, like):
-    """x / (exp(x) - 1), 1 at x = 0."""
+    """The function f of the rates, x / (exp(x) - 1), which is 1 at x = 0."""
     kind = like.dtype.type
     near = (x < kind(NEAR)) & (x > kind(-NEAR))
     y = x * x
@@ -281,7 +286,10 @@ def _relax_gates(v, v_traub, step, m, h, n):
     kind = v.dtype.type
     for i in range(v.size):
         x = v[i] - at(v_traub, i)
-        alpha, beta = kind(1.28) * _ratio((kind(13) - x) * kind(0.25), v), kind(1.4) * _ratio((x - kind(40)) * kind(0.2), v)
+        alpha, beta = (
+            kind(1.28) * _ratio((kind(13) - x) * kind(0.25), v),
+            kind(1.4) * _ratio((x - kind(40)) * kind(0.2), v),
+        )
         m[i] = _relax(m[i], alpha, beta, step)
     for i in range(v.size):
         x = v[i] - at(v_traub, i)

@@ -3,7 +3,7 @@
 Weights are updated before the traces take this step's spikes in, so the two loops do not depend on each other's order.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -21,7 +21,7 @@ class Eligibility(NamedTuple):
 
     value: np.ndarray
     last: np.ndarray
-    rate: float
+    rate: Any
 
 
 class WeightUpdate(NamedTuple):
@@ -33,46 +33,46 @@ class WeightUpdate(NamedTuple):
 
     pre: Spikes
     post: Spikes
-    first: int
-    first_post: int
-    delay: int
+    first: Any
+    first_post: Any
+    delay: Any
     offsets: np.ndarray
     indices: np.ndarray
     csc_indptr: np.ndarray
     rows: np.ndarray
     synapses: np.ndarray
     weight: np.ndarray
-    eligibility: object
+    eligibility: Any
     r1: np.ndarray
-    r2: object
+    r2: Any
     o1: np.ndarray
-    o2: object
-    potentiation: float
-    potentiation3: float
-    depression: float
-    depression3: float
-    low: float
-    high: float
+    o2: Any
+    potentiation: Any
+    potentiation3: Any
+    depression: Any
+    depression3: Any
+    low: Any
+    high: Any
 
 
 class TraceStep(NamedTuple):
     """A trace (n,) takes the spikes of `lag` steps ago in, then decays; nearest: it is set to 1 instead of raised."""
 
     spikes: Spikes
-    first: int
-    lag: int
+    first: Any
+    lag: Any
     trace: np.ndarray
-    decay: float
-    nearest: bool
+    decay: Any
+    nearest: Any
 
 
 def amount(first, third, pair, triplet, i, j):
-    """pair trace (pair + triplet trace): how much a synapse changes; only within compiled code."""
+    """Pair trace (pair + triplet trace): how much a synapse changes; only within compiled code."""
     raise NotImplementedError("Compiled code only.")
 
 
 @overload(amount)
-def _amount(first, third, pair, triplet, i, j):  # noqa: ARG001 - typed by the second
+def _amount(first, third, pair, triplet, i, j):
     if third == types.none:
         return lambda first, third, pair, triplet, i, j: pair * first[i]
     return lambda first, third, pair, triplet, i, j: first[i] * (pair + triplet * third[j])
@@ -84,7 +84,7 @@ def change(weight, eligibility, s, by, k, low, high):
 
 
 @overload(change)
-def _change(weight, eligibility, s, by, k, low, high):  # noqa: ARG001 - typed by the second
+def _change(weight, eligibility, s, by, k, low, high):
     if eligibility == types.none:
 
         def bounded(weight, eligibility, s, by, k, low, high):

@@ -1,6 +1,6 @@
 """Poisson numbers of arrivals and Poisson spikes, drawn by counter: number i of step k depends on the seed alone."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -22,11 +22,11 @@ class PoissonArrivals(NamedTuple):
     to 2^32, and guide (256,) uint32, the smallest count of the uniforms with this first byte.
     """
 
-    seed: int
-    mean: object
+    seed: Any
+    mean: Any
     cumulative: np.ndarray
     guide: np.ndarray
-    weight: object
+    weight: Any
     target: np.ndarray
     bounds: np.ndarray
 
@@ -34,8 +34,8 @@ class PoissonArrivals(NamedTuple):
 class PoissonCells(NamedTuple):
     """Sources that fire with a probability per step, all the same or each its own."""
 
-    seed: int
-    probability: object
+    seed: Any
+    probability: Any
     spikes: Spikes
 
 

@@ -3,7 +3,7 @@
 Equations in `network.short_term` and `network.synapses`; both run before arrivals, on one thread.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,29 +20,29 @@ class ShortTermStep(NamedTuple):
     """
 
     spikes: Spikes
-    first: int
-    lag: int
+    first: Any
+    lag: Any
     u: np.ndarray
     x: np.ndarray
     last: np.ndarray
     release: np.ndarray
-    utilisation: float
-    rate_u: float
-    rate_x: float
+    utilisation: Any
+    rate_u: Any
+    rate_x: Any
 
 
 class GateStep(NamedTuple):
     """Gating variables g and x (n_pre,) of saturating receptors; step is -dt."""
 
     spikes: Spikes
-    first: int
-    lag: int
+    first: Any
+    lag: Any
     g: np.ndarray
     x: np.ndarray
-    leak: float
-    alpha: float
-    step: float
-    decay_x: float
+    leak: Any
+    alpha: Any
+    step: Any
+    decay_x: Any
 
 
 class GradedDelivery(NamedTuple):
@@ -51,7 +51,7 @@ class GradedDelivery(NamedTuple):
     values: np.ndarray
     offsets: np.ndarray
     indices: np.ndarray
-    weight: object
+    weight: Any
     target: np.ndarray
 
 

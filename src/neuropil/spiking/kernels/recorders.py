@@ -1,6 +1,6 @@
 """What a run keeps of a step: who fired, how many fired, and samples of state variables."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,9 +32,9 @@ class Sample(NamedTuple):
     """Values of some neurons in every `every`-th step: values (rows, m); first is the row of step 0, negative or 0."""
 
     source: np.ndarray
-    index: np.ndarray
-    every: int
-    first: int
+    chosen: np.ndarray
+    every: Any
+    first: Any
     values: np.ndarray
 
 
@@ -61,5 +61,5 @@ def record_spikes(op, k, row, part):
 def sample(op, k, row, part):
     if part == 0 and k % op.every == 0:
         out = op.values[k // op.every + op.first]
-        for m in range(op.index.size):
-            out[m] = op.source[op.index[m]]
+        for m in range(op.chosen.size):
+            out[m] = op.source[op.chosen[m]]

@@ -1,7 +1,7 @@
 """Astrocytes of a network: cells that read spikes in their domain and act back on synapses or neurons.
 
-Every `every` ms each cell takes the number of spikes in its domain since the last time, weighted by who sent them, moves
-by one step of its own equations, and sets
+Every `every` ms each cell takes the number of spikes in its domain since the last time, weighted by who sent them,
+moves by one step of its own equations, and sets
 
     value = baseline + strength output
 
@@ -116,7 +116,7 @@ class AstrocyteDomain:
         """State variables at rest."""
         cells = self.coupling.cells
         rest = self.coupling.cell.init_state(cells, like.new_zeros(cells))
-        state = {f"{self.name}.glia.{key}": value.clone() for key, value in rest._asdict().items()}
+        state = {f"{self.name}.glia.{key}": value.clone() for key, value in rest._asdict().items() if value is not None}
         state[f"{self.name}.glia_drive"] = like.new_zeros(cells)
         if self.coupling.acts == "current":
             state[f"{self.name}.glia_current"] = like.new_full((len(self.projection.post),), self.coupling.baseline)
@@ -143,12 +143,12 @@ class AstrocyteDomain:
         """Move the cells by a step, and set what they act on."""
         c, drive = self.coupling, state[f"{self.name}.glia_drive"]
         prefix = f"{self.name}.glia."
-        names = [name for name in state if name.startswith(prefix)]
         rest = c.cell.init_state(c.cells, drive)
-        now = type(rest)(**{name.removeprefix(prefix): state[name] for name in names})
+        now = type(rest)(**{key: state.get(prefix + key) for key in rest._fields})
         output, after = c.cell.step(drive, now, c.every)
         for key, value in after._asdict().items():
-            state[prefix + key].copy_(value)
+            if value is not None:
+                state[prefix + key].copy_(value)
         drive.zero_()
         value = c.baseline + c.strength * output
         p = self.projection

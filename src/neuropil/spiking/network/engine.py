@@ -1,7 +1,7 @@
 """Running a network: the program for the compiled loop, or steps in torch, with what is given and what is recorded."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +13,7 @@ from torch import Tensor
 from neuropil.spiking.kernels import cells, poisson, recorders
 from neuropil.spiking.kernels.barrier import new_barrier
 from neuropil.spiking.kernels.engine import Program, Spikes, phase, run
-try:
-    from neuropil.spiking.kernels.membranes import COMPILED
-except ImportError:
-    COMPILED = {}
+from neuropil.spiking.kernels.membranes import COMPILED
 from neuropil.spiking.neurons import LIFNeuron
 
 from .module import source_probability, step_network
@@ -31,6 +28,7 @@ ENTRIES = 2**25
 """Entries of the record of spikes that a call of the loop could fill: what bounds the steps of a call."""
 SMALL = 2000
 """Neurons below which a second thread costs more than it brings."""
+cells.ADVANCE.update({arrays: advance for _, arrays, advance in COMPILED.values()})
 RESETS = {"hard": 0, "soft": 1, "none": 2}
 
 
@@ -111,7 +109,9 @@ class Monitors:
         neurons = [name for name, p in wiring.populations.items() if isinstance(p, Population)]
         if match is not None and len(neurons) == 1:
             names.append(f"{neurons[0]}.{match[1]}")
-        found = [n for n in names if n in wiring.state and wiring.state[n].ndim == 1 and wiring.state[n].is_floating_point()]
+        found = [
+            n for n in names if n in wiring.state and wiring.state[n].ndim == 1 and wiring.state[n].is_floating_point()
+        ]
         if match is None or not found:
             known = sorted(n for n, v in wiring.state.items() if v.ndim == 1 and v.is_floating_point())
             raise ValueError(f"No state variable for monitor {monitor!r}; there are spikes, rate, {', '.join(known)}.")
@@ -184,10 +184,12 @@ def _after_chunk(wiring: Wiring, neurons: Mapping[str, np.ndarray]) -> None:
 def _require_finite(wiring: Wiring) -> None:
     for name, population in wiring.populations.items():
         if isinstance(population, Population) and not bool(wiring.state[f"{name}.v"].isfinite().all()):
-            raise FloatingPointError(f"A potential of {name} became NaN or infinite before {wiring.step * wiring.dt:g} ms.")
+            raise FloatingPointError(
+                f"A potential of {name} became NaN or infinite before {wiring.step * wiring.dt:g} ms."
+            )
 
 
-def run_torch(wiring: Wiring, steps: int, given: GivenInputs, monitors: Monitors, threads: int | None) -> Recording:  # noqa: ARG001
+def run_torch(wiring: Wiring, steps: int, given: GivenInputs, monitors: Monitors, threads: int | None) -> Recording:
     """Run step by step in torch."""
     record, done = Record(wiring, monitors), 0
     weights = {p.name: torch.as_tensor(p.weight, dtype=wiring.dtype, device=wiring.device) for p in wiring.projections}
@@ -241,7 +243,9 @@ def run_compiled(wiring: Wiring, steps: int, given: GivenInputs, monitors: Monit
                 other.result()
             for m in monitors.samples:
                 record.values[m.key].append(torch.from_numpy(kept[m.key]))
-            neurons = {n: kept[f"{n}/neurons"][: kept[f"{n}/filled"][0]].copy() for n in spikes if f"{n}/neurons" in kept}
+            neurons = {
+                n: kept[f"{n}/neurons"][: kept[f"{n}/filled"][0]].copy() for n in spikes if f"{n}/neurons" in kept
+            }
             record.add(wiring.step, {name: kept[f"{name}/counts"] for name in spikes}, neurons)
             wiring.step, done = wiring.step + length, done + length
             _after_chunk(wiring, neurons)
@@ -333,7 +337,7 @@ def _recorders(
 
 
 def _population(
-    wiring: Wiring, name: str, arrays: dict[str, np.ndarray], spikes: Spikes, given: np.ndarray | None, number: Callable
+    wiring: Wiring, name: str, arrays: dict[str, np.ndarray], spikes: Spikes, given: np.ndarray | None, number: Any
 ) -> Any:
     """The structure of a population of neurons or sources."""
     population = wiring.populations[name]
@@ -348,38 +352,40 @@ def _population(
     structures = tuple(r.structure(arrays, wiring.dt, wiring.membrane(name)) for r in receptors)
     scratch = np.zeros((spikes.counts.shape[1], 3, cells.TILE), dtype)
     fired = np.zeros(-(-population.n // 8) * 8, np.uint8)
-    model = _model(population, name, arrays, number, conductances)
+    kind: Any = wiring.kinds[name]
+    state = kind(*(arrays.get(f"{name}.{key}") for key in kind._fields))
+    model = _model(population, state, number, conductances)
     return cells.Cells(model, structures, _weight(wiring.bias(name), number), given, scratch, fired, spikes)
 
 
-def _model(
-    population: Population, name: str, arrays: dict[str, np.ndarray], number: Callable, conductances: bool
-) -> Any:
-    """The arrays of a neuron model for its compiled step."""
+def _model(population: Population, state: Any, number: Any, conductances: bool) -> Any:
+    """The arrays of a neuron model, on its state, for its compiled step."""
     m = population.model
-    kind = type(m.init_state((1,), torch.zeros(1)))
-    state = kind(*(arrays.get(f"{name}.{key}") for key in kind._fields))
     if type(m) in COMPILED:
         return COMPILED[type(m)][0](m, state, np.dtype(number))
     if type(m) is not LIFNeuron or m.normalizer is not None or m.polarity is not None:
-        raise ValueError(f"The compiled engine does not know {type(m).__name__} as it is set; run with backend='torch'.")
-    n, v = population.n, arrays[f"{name}.v"]
+        raise ValueError(
+            f"The compiled engine does not know {type(m).__name__} as it is set; run with backend='torch'."
+        )
+    n, v = population.n, state.v
     threshold, amount = _spread(m.v_threshold, n, number), m.v_threshold if m.reset_amount is None else m.reset_amount
-    last = (threshold, number(m.floor), np.int32(m.held_steps), _spread(amount, n, number), RESETS[m.reset])
+    last: list[Any] = [threshold, number(m.floor), np.int32(m.held_steps), _spread(amount, n, number), RESETS[m.reset]]
     if conductances:
         assert m.tau is not None
-        return cells.LIFConductanceArrays(v, state.refractory, _spread(-(m.dt / m.tau), n, number), number(m.v_rest), *last)
+        return cells.LIFConductanceArrays(
+            v, state.refractory, _spread(-(m.dt / m.tau), n, number), number(m.v_rest), *last
+        )
     rest = (1.0 - m.a) * m.v_rest
     return cells.LIFArrays(v, state.refractory, *(_spread(p, n, number) for p in (m.a, m.k, rest)), *last)
 
 
-def _weight(value: float | Tensor, number: Callable) -> Any:
+def _weight(value: float | Tensor, number: Any) -> Any:
     """A number of the engine's type, or an array."""
     if isinstance(value, Tensor) and value.ndim:
         return np.ascontiguousarray(value.detach().cpu().numpy(), np.dtype(number))
     return number(float(value))
 
 
-def _spread(value: float | Tensor, n: int, number: Callable) -> Any:
+def _spread(value: float | Tensor, n: int, number: Any) -> Any:
     """A parameter of the model: a number, or one for each of n neurons."""
     return _weight(value.expand(n) if isinstance(value, Tensor) and value.ndim else value, number)

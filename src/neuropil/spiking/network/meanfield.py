@@ -34,6 +34,7 @@ FAR = 50.0  # from here on erfcx is its asymptotic series
 NEGLIGIBLE = 40.0  # e^-40 of the integrand's largest value is left out
 SILENT = 40.0  # e^(-40^2) is 0
 FASTER = 100.0  # inhibition than excitation, where several populations settle
+PATIENCE = 5000  # evaluations; a settling network takes a few hundred
 GRID = 4000  # rates at which a self-consistent one is looked for
 
 
@@ -237,9 +238,9 @@ def mean_field_rates(
 ) -> Float[np.ndarray, " populations"]:
     """Rates of several populations, each with parameters of its own, that reproduce each other.
 
-    From silence, every population's rate relaxes to what its input would make it fire, dnu/dt = phi(nu) - nu, those with
-    negative weights a hundred times as fast as the others, lest excitation and inhibition chase each other; where that
-    settles, the rates are refined to a root.
+    From silence, every population's rate relaxes to what its input would make it fire, dnu/dt = phi(nu) - nu; those
+    with negative weights a hundred times as fast as the others, lest excitation and inhibition chase each other. Where
+    that settles, the rates are refined to a root.
 
     Args:
         in_degrees: synapses per neuron, (target population, source population), at least 0.
@@ -281,9 +282,17 @@ def mean_field_rates(
         return fired - rates
 
     speed = np.where((strengths < 0).any(axis=0), FASTER, 1.0)
-    path = solve_ivp(
-        lambda _, rates: speed * surplus(rates), (0.0, 50.0), np.zeros(count), method="LSODA", rtol=1e-6, atol=1e-9
-    )
+    speed = speed / speed.min()
+    asked = 0
+
+    def motion(_: float, at: np.ndarray) -> np.ndarray:
+        nonlocal asked
+        asked += 1
+        if asked > PATIENCE:
+            raise RuntimeError(f"The rates do not settle, they are still on the move at {np.round(at, 3)} Hz.")
+        return speed * surplus(at)
+
+    path = solve_ivp(motion, (0.0, 50.0), np.zeros(count), method="LSODA", rtol=1e-6, atol=1e-9)
     rates = root(surplus, path.y[:, -1], tol=1e-13).x
     if np.abs(surplus(rates)).max() > 1e-7 * max(rates.max(), 1.0) or rates.min() < -1e-7:
         raise RuntimeError(f"The rates do not settle, they are still on the move at {np.round(path.y[:, -1], 3)} Hz.")

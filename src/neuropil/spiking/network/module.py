@@ -100,18 +100,18 @@ class NetworkModule(nn.Module):
             raise ValueError(f"current must be (time, batch, {sum(map(len, takes))}), got {tuple(current.shape)}.")
         if not bool(current.isfinite().all()):
             raise ValueError("current holds NaN or infinite values.")
-        state = dict(self.init_state(current.shape[1]) if state is None else state)
+        now: State = dict(self.init_state(current.shape[1]) if state is None else state)
         chunk = self.checkpoint_steps or max(len(current), 1)
         outputs = []
         for part in current.split(chunk) if len(current) else ():
             if self.checkpoint_steps and torch.is_grad_enabled():
-                spikes, state = checkpoint(self._steps, part, state, takes, use_reentrant=False)  # pyright: ignore[reportGeneralTypeIssues]
+                spikes, now = checkpoint(self._steps, part, now, takes, use_reentrant=False)  # pyright: ignore[reportGeneralTypeIssues]
             else:
-                spikes, state = self._steps(part, state, takes)
+                spikes, now = self._steps(part, now, takes)
             outputs.append(spikes)
         gives = groups if self.outputs is None else [self.outputs]
         empty = current.new_zeros(0, current.shape[1], sum(map(len, gives)))
-        return torch.cat(outputs) if outputs else empty, state
+        return torch.cat(outputs) if outputs else empty, now
 
     def _steps(self, current: Tensor, state: State, takes: list[Group]) -> tuple[Tensor, State]:
         gives = [self.outputs] if self.outputs else takes if self.inputs is None else None
@@ -125,7 +125,7 @@ class NetworkModule(nn.Module):
                     (whole[:, : group.start], x[:, place : place + len(group)], whole[:, group.stop :]), 1
                 )
                 place += len(group)
-            spikes, state = step_network(self.wiring, self.weights, state, given, k + row)
+            spikes, state = step_network(self.wiring, dict(self.weights.items()), state, given, k + row)
             shown = gives or [Group(n, 0, self.wiring.populations[n].n) for n in self.neurons]
             outputs.append(torch.cat([spikes[g.population][:, g.start : g.stop] for g in shown], 1))
         state["step"] = state["step"] + len(current)
@@ -163,9 +163,7 @@ def step_network(
     return spikes, state
 
 
-def _advance(
-    wiring: Wiring, name: str, population: Population, state: State, given: Tensor | None, k: int
-) -> Tensor:
+def _advance(wiring: Wiring, name: str, population: Population, state: State, given: Tensor | None, k: int) -> Tensor:
     """Neurons of one population."""
     v = state[f"{name}.v"]
     bias = wiring.bias(name)
@@ -173,7 +171,7 @@ def _advance(
     inputs = Inputs(current if given is None else current + given)
     for receptor in wiring.receptors[name]:
         receptor.contribute(state, inputs, v, k, wiring.dt, wiring.membrane(name))
-    kind = type(population.model.init_state((1,), v))
+    kind: Any = wiring.kinds[name]
     before = kind(*(state.get(f"{name}.{key}") for key in kind._fields))
     step = population.model.step(inputs.current, before, conductance=inputs.conductance, jump=inputs.jump)
     for key, value in step.state._asdict().items():

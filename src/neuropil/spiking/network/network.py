@@ -22,12 +22,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from neuropil.draws import seed_from
-from neuropil.spiking.neurons import LIFNeuron, NeuronModel
+from neuropil.spiking.neurons import LIFNeuron
 
 from . import engine
 from .astrocytes import AstrocyteCoupling, AstrocyteDomain
@@ -108,7 +107,9 @@ class Network:
             TypeError: if it is no population.
         """
         if not isinstance(population, Population | PoissonSource | SpikeSource):
-            raise TypeError(f"A network takes Population, PoissonSource or SpikeSource, got {type(population).__name__}.")
+            raise TypeError(
+                f"A network takes Population, PoissonSource or SpikeSource, got {type(population).__name__}."
+            )
         name = name or population.name or f"population{len(self.wiring.populations)}"
         self.wiring.add(name, population, seed_from(self.generator))
         return Group(name, 0, population.n)
@@ -295,11 +296,11 @@ class Network:
         if not math.isfinite(amount):
             raise ValueError(f"amount must be finite, got {amount}.")
         self.wiring.initialise()
-        state, rule = self.wiring.state, projection.plasticity
+        state, rule, tau = self.wiring.state, projection.plasticity, projection.plasticity.tau_eligibility
         names = (f"{projection.name}.{key}" for key in ("weight", "eligibility", "changed"))
         weight, value, changed = (state[name] for name in names)
         passed = (self.wiring.step - changed) * self.dt
-        weight.add_(amount * value * torch.exp(-passed.to(value) / rule.tau_eligibility)).clamp_(rule.low, rule.high)
+        weight.add_(amount * value * torch.exp(-passed.to(value) / tau)).clamp_(rule.low, rule.high)
 
     def state(self) -> dict[str, Tensor]:
         """All that the future depends on besides the wiring: copies, by name. `torch.save` keeps it."""
@@ -326,7 +327,11 @@ class Network:
         self.wiring.step = int(state["step"])
 
     def as_module(
-        self, *, inputs: Group | None = None, outputs: Group | None = None, trainable: Sequence[Projection] | None = None
+        self,
+        *,
+        inputs: Group | None = None,
+        outputs: Group | None = None,
+        trainable: Sequence[Projection] | None = None,
     ) -> NetworkModule:
         """The same network as a differentiable module, unrolled in torch: for some thousand neurons and steps.
 
@@ -377,7 +382,9 @@ class Network:
         if rounded:
             steps = steps.clamp(min=1)
         elif bool((ratio < 1 - 1e-6).any()):
-            raise ValueError(f"delay must be at least a step of {self.dt} ms; round_delays=True lengthens shorter ones.")
+            raise ValueError(
+                f"delay must be at least a step of {self.dt} ms; round_delays=True lengthens shorter ones."
+            )
         elif bool(((ratio - steps).abs() > 1e-6 * ratio.abs()).any()):
             raise ValueError(f"delay must be a multiple of dt = {self.dt} ms; round_delays=True rounds others.")
         return steps.to(torch.int32) if steps.ndim else int(steps)
@@ -386,7 +393,9 @@ class Network:
         """The receptor of these dynamics on the population, merged with equal ones."""
         if not isinstance(synapse, Synapse) or not isinstance(output, Output):
             raise TypeError(f"synapse and output must be a Synapse and an Output, got {synapse!r} and {output!r}.")
-        model = self.wiring.populations[post.population].model
+        population = self.wiring.populations[post.population]
+        assert isinstance(population, Population)
+        model = population.model
         if isinstance(output, COBA) and isinstance(model, LIFNeuron) and (model.tau is None or model.gain is not None):
             raise ValueError("Conductances need LIF neurons with tau, and no gain of their own.")
         return self.wiring.receptor(post, synapse, output, scale, gated)
@@ -423,5 +432,3 @@ def _check_combination(projection: Projection, nnz: int | None, synapse: Synapse
         weights = torch.as_tensor(projection.weight)
         if weights.numel() and not rule.low <= float(weights.min()) <= float(weights.max()) <= rule.high:
             raise ValueError(f"weight must lie within the rule's bounds, [{rule.low:g}, {rule.high:g}].")
-
-

@@ -106,10 +106,12 @@ class TripletSTDP(Plasticity):
 
     @property
     def times(self) -> tuple[str, ...]:
+        """Names of the time constants."""
         return ("tau_plus", "tau_minus", "tau_x", "tau_y")
 
     @property
     def triplet(self) -> tuple[float, float, float, float] | None:
+        """(A3+, A3-, tau_x, tau_y)."""
         return self.potentiation3, self.depression3, self.tau_x, self.tau_y
 
 
@@ -134,8 +136,10 @@ class RewardSTDP(Plasticity):
 
     @property
     def times(self) -> tuple[str, ...]:
+        """Names of the time constants."""
         return ("tau_plus", "tau_minus", "eligibility")
 
     @property
     def tau_eligibility(self) -> float | None:
+        """The eligibility time, ms."""
         return self.eligibility

@@ -87,6 +87,8 @@ def plot_states(
         raise ValueError("There are no recordings to draw.")
     if unknown := set(theory or {}) - set(recordings):
         raise ValueError(f"theory names {sorted(unknown)}, no title of a recording; there is {list(recordings)}.")
+    if silent := [title for title, recording in recordings.items() if not recording.sizes]:
+        raise ValueError(f"No spikes were recorded in {silent}.")
     shown = {title: population or next(iter(recording.sizes)) for title, recording in recordings.items()}
     windows = {title: _window(recording, window_ms) for title, recording in recordings.items()}
     spikes = {t: _visible(recordings[t], shown[t], windows[t][0], neurons_shown) for t in recordings}
@@ -100,7 +102,7 @@ def plot_states(
         raster, rate = axes[at], axes[at + columns]
         _draw_ticks(raster, *spikes[title], as_path=as_path)
         raster.set_title(title, fontsize=10)
-        raster.set_ylim(-0.7, neurons_shown - 0.3)
+        raster.set_ylim(-0.7, min(neurons_shown, recording.sizes[shown[title]]) - 0.3)
         raster.tick_params(labelbottom=False)
         _draw_rate(rate, recording, shown[title], windows[title], (theory or {}).get(title))
         for ax in (raster, rate):

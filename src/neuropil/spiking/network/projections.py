@@ -211,9 +211,7 @@ class Projection:
             return before, [arrive]
         slots = arrays[f"{self.receptor.name}.slots"][:, self.post.start : self.post.stop]
         delays = self.delays.numpy()
-        return before, [
-            delivery.SlotDelivery(pre, self.pre.start, delays, offsets, c.indices, weight, factor, slots)
-        ]
+        return before, [delivery.SlotDelivery(pre, self.pre.start, delays, offsets, c.indices, weight, factor, slots)]
 
     def plastic_structures(
         self, arrays: dict[str, np.ndarray], spikes: dict[str, Spikes], weight: np.ndarray
@@ -232,7 +230,12 @@ class Projection:
             value, changed = arrays[f"{self.name}.eligibility"], arrays[f"{self.name}.changed"]
             eligibility = plasticity.Eligibility(value, changed, number(-self.dt / rule.tau_eligibility))
         incoming = c.incoming
-        amplitudes = (rule.potentiation, triplet[0] if triplet else 0.0, rule.depression, triplet[1] if triplet else 0.0)
+        amplitudes = (
+            rule.potentiation,
+            triplet[0] if triplet else 0.0,
+            rule.depression,
+            triplet[1] if triplet else 0.0,
+        )
         update = plasticity.WeightUpdate(
             *(pre, post, self.pre.start, self.post.start, self.delay, self.offsets(post.bounds)[1], c.indices),
             *(incoming.indptr, incoming.rows, incoming.order, weight, eligibility),

@@ -291,6 +291,8 @@ class Recording:
             raise ValueError(f"{path} is no recording, or broken: {error}") from error
 
     def _population(self, name: str | None) -> str:
+        if not self.sizes:
+            raise ValueError("No spikes were recorded in this run.")
         if name is None and len(self.sizes) == 1:
             return next(iter(self.sizes))
         if name is None:

@@ -8,8 +8,8 @@ Dynamics of a receptor class, w the weight of an arriving spike:
     DualExponential     dg/dt = -g/tau_decay + c x,  dx/dt = -x/tau_rise,  x += w; peak w
     NMDA                dg/dt = -g/tau_decay + alpha x (1 - g),  dx/dt = -x/tau_rise,  x += 1 (per presynaptic neuron)
 
-The first four are linear, so all synapses of a class onto a neuron share one g, whatever their number. NMDA saturates: it
-keeps one g per presynaptic neuron, and the neuron receives sum_i w_i g_i.
+The first four are linear, so all synapses of a class onto a neuron share one g, whatever their number. NMDA saturates:
+it keeps one g per presynaptic neuron, and the neuron receives sum_i w_i g_i.
 
 Outputs, in the unit of the neuron's potential (LIF) or current:
 
@@ -88,7 +88,8 @@ class LinearSynapse(Synapse):
 class Delta(LinearSynapse):
     """A jump of the potential by the weight in the step of the arrival; lost on a refractory neuron."""
 
-    def propagator(self, dt: float, tau_membrane: float | None = None) -> Propagator:  # noqa: ARG002
+    def propagator(self, dt: float, tau_membrane: float | None = None) -> Propagator:
+        """The whole weight goes into the potential at once."""
         return Propagator(0.0, 0.0, 0.0, 1.0, 0.0)
 
 
@@ -110,6 +111,7 @@ class Exponential(LinearSynapse):
 
     @property
     def rates(self) -> tuple[float, float, float]:
+        """See `LinearSynapse.rates`."""
         return 1.0 / self.tau, 0.0, 0.0
 
 
@@ -131,10 +133,12 @@ class Alpha(LinearSynapse):
 
     @property
     def variables(self) -> int:
+        """Both g and x."""
         return 2
 
     @property
     def rates(self) -> tuple[float, float, float]:
+        """See `LinearSynapse.rates`."""
         return 1.0 / self.tau, math.e / self.tau, 1.0 / self.tau
 
 
@@ -160,10 +164,12 @@ class DualExponential(LinearSynapse):
 
     @property
     def variables(self) -> int:
+        """Both g and x."""
         return 2
 
     @property
     def rates(self) -> tuple[float, float, float]:
+        """See `LinearSynapse.rates`; the inflow makes the peak 1."""
         rise, decay = 1.0 / self.tau_rise, 1.0 / self.tau_decay
         peak = math.log(rise / decay) / (rise - decay)
         height = (math.exp(-decay * peak) - math.exp(-rise * peak)) / (rise - decay)
@@ -247,7 +253,7 @@ def _pair(p: float, q: float, t: float) -> float:
 
 
 def _triple(p: float, q: float, r: float, t: float) -> float:
-    """Convolution of exp(-p t), exp(-q t) and exp(-r t) at t: a divided difference, by the exponential of its matrix."""
+    """Convolution of exp(-p t), exp(-q t) and exp(-r t) at t, a divided difference: by a matrix exponential."""
     import numpy as np  # noqa: PLC0415 - scipy loads slowly
     from scipy.linalg import expm  # noqa: PLC0415
 

@@ -41,7 +41,8 @@ class Wiring:
     """Populations, projections and state of a network.
 
     The state holds one tensor for each name, without a batch dimension; `step` counts the steps that were run. The
-    history of a population, (delays, n), says who fired in the last steps, the last one first.
+    history of a population, (delays, n), says who fired in the last steps, the last one first; `kinds` holds the named
+    tuple in which each model keeps its state.
     """
 
     dt: float
@@ -54,6 +55,7 @@ class Wiring:
     gates: list[Gate] = field(default_factory=list)
     drives: list[Drive] = field(default_factory=list)
     domains: list[AstrocyteDomain] = field(default_factory=list)
+    kinds: dict[str, type] = field(default_factory=dict)
     state: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0
 
@@ -64,7 +66,9 @@ class Wiring:
             RuntimeError: if it has.
         """
         if self.step:
-            raise RuntimeError(f"{what} comes before the first run: this network has run for {self.step * self.dt:g} ms.")
+            raise RuntimeError(
+                f"{what} comes before the first run: this network has run for {self.step * self.dt:g} ms."
+            )
 
     def add(self, name: str, population: Population | PoissonSource | SpikeSource, seed: np.uint64) -> None:
         """Enter a population; its model takes the network's step and type.
@@ -78,7 +82,9 @@ class Wiring:
         if isinstance(population, PoissonSource):
             highest = float(torch.as_tensor(population.rate).max()) * self.dt * 1e-3
             if highest > 1:
-                raise ValueError(f"A source fires at most once a step, but its rate asks for {highest:g}; see PoissonInput.")
+                raise ValueError(
+                    f"A source fires at most once a step, but its rate asks for {highest:g}; see PoissonInput."
+                )
         if isinstance(population, Population):
             population = replace(population, model=self._adapted(population.model))
         self.populations[name], self.seeds[name] = population, seed
@@ -99,9 +105,9 @@ class Wiring:
         linear = Delta() if gated else synapse
         own = self.receptors[post.population]
         for receptor in own:
-            if not scale and receptor.scale is None and receptor.gated == gated:
-                if (receptor.synapse, receptor.output) == (linear, output):
-                    return receptor
+            alike = (receptor.synapse, receptor.output, receptor.gated) == (linear, output, gated)
+            if alike and scale is None and receptor.scale is None:
+                return receptor
         name = f"{post.population}/receptor{len(own)}"
         own.append(Receptor(name, self.populations[post.population].n, linear, output, scale=scale, gated=gated))  # pyright: ignore[reportArgumentType]
         return own[-1]
@@ -133,8 +139,9 @@ class Wiring:
         """Time constant by which linear receptors act exactly on a population, or None."""
         model = self.populations[name].model  # pyright: ignore[reportAttributeAccessIssue]
         conductances = any(isinstance(r.output, COBA) for r in self.receptors[name])
-        exact = type(model) is LIFNeuron and isinstance(model.tau, int | float) and model.gain is None
-        return float(model.tau) if exact and model.integration == "exact" and not conductances else None
+        if type(model) is not LIFNeuron or conductances or model.gain is not None or model.integration != "exact":
+            return None
+        return float(model.tau) if isinstance(model.tau, int | float) else None
 
     def initialise(self) -> None:
         """Make the state variables that are not there yet."""
@@ -144,13 +151,16 @@ class Wiring:
             wanted[f"{name}.history"] = like.new_zeros((self.depth(name), population.n), dtype=torch.bool)
             if isinstance(population, Population):
                 rest = population.model.init_state((population.n,), like)
+                self.kinds[name] = type(rest)
                 wanted |= {f"{name}.{k}": v for k, v in rest._asdict().items() if v is not None}
         shapes = [r.initial() for own in self.receptors.values() for r in own]
         for shape in [*shapes, *(gate.initial() for gate in self.gates), *(p.initial() for p in self.projections)]:
             wanted |= {name: like.new_zeros(size, dtype=_type_of(name, self.dtype)) for name, size in shape.items()}
         for p in self.projections:
             if p.plasticity is not None:
-                wanted[f"{p.name}.weight"] = torch.as_tensor(p.weight, dtype=like.dtype, device=like.device).expand(p.stored().nnz).clone()
+                wanted[f"{p.name}.weight"] = (
+                    torch.as_tensor(p.weight, dtype=like.dtype, device=like.device).expand(p.stored().nnz).clone()
+                )
             if p.short_term is not None:
                 wanted[f"{p.name}.recovered"].fill_(1.0)
             if p.receptor.scale is not None:
