@@ -4,8 +4,8 @@
     state += GOLDEN;  u = uniform(state)        each next number of the stream
 
 The generator is splitmix64 (Steele, Lea & Flood 2014): a stream is an arithmetic sequence of states, each scrambled
-into 64 independent bits. A number depends on nothing but the seed, the stream and its place, so a row of a random matrix
-can be made again whenever it is needed, and threads share no state.
+into 64 independent bits. A number depends on nothing but the seed, the stream and its place, so that a row of a random
+matrix can be made again whenever it is needed, and threads share no state.
 """
 
 import numba
