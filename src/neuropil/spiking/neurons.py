@@ -390,7 +390,7 @@ def IFNeuron(**parameters: Any) -> LIFNeuron:  # noqa: N802 - called as the clas
 
 
 def _require_within(name: str, number: Number, low: float, high: float, *, open_low: bool = False) -> None:
-    values = torch.as_tensor(number).detach()
+    values = torch.as_tensor(number, dtype=torch.float64).detach()
     inside = (values > low if open_low else values >= low) & (values <= high) & values.isfinite()
     if not bool(inside.all()):
         wanted = f"above {low:g}" if open_low else f"in [{low:g}, {high:g}]" if high < math.inf else f"at least {low:g}"
@@ -401,6 +401,6 @@ def _require_within(name: str, number: Number, low: float, high: float, *, open_
 def _require_finite(name: str, number: Number | None, *, infinite: bool = False) -> None:
     if number is None:
         return
-    values = torch.as_tensor(number).detach()
+    values = torch.as_tensor(number, dtype=torch.float64).detach()
     if bool((values.isnan() if infinite else ~values.isfinite()).any()):
         raise ValueError(f"{name} must be finite, got {number}.")

@@ -21,26 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuropil.spiking.kernels.lif import TILE, Firing, anchor, as_last, as_rows, nothing, once, row_of, slope_row
+from neuropil.spiking.kernels.lif import TILE, Firing, anchor, as_last, as_rows, nothing, once, put, rows_of, slope_row
 from neuropil.spiking.kernels.threads import spread
 
 __all__ = ["alif_sequence"]
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _rows_of(parameters, start, width):
-    """a, k, c, th, p, m, beta, rho, 1 - rho of a tile."""
-    return (
-        row_of(parameters, 0, start, width),
-        row_of(parameters, 1, start, width),
-        row_of(parameters, 2, start, width),
-        row_of(parameters, 3, start, width),
-        row_of(parameters, 4, start, width),
-        row_of(parameters, 5, start, width),
-        row_of(parameters, 6, start, width),
-        row_of(parameters, 7, start, width),
-        row_of(parameters, 8, start, width),
-    )
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -54,7 +38,8 @@ def _threshold(th, beta, b, by_threshold, m, now, amount):
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _advance(x, v, b, rows, hard, by_threshold, now, amount, s, h):
     """One step of a tile: v and b are replaced, s and h are written; now and amount are room for its threshold."""
-    a, k, c, th, p, m, beta, rho, rest = rows
+    a, k, c, th, p, m = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5]
+    beta, rho, rest = rows[6], rows[7], rows[8]
     one, zero = x.dtype.type(1), x.dtype.type(0)
     _threshold(th, beta, b, by_threshold, m, now, amount)
     for i in range(x.size):
@@ -73,21 +58,23 @@ def _forward(x, v0, b0, parameters, hard, by_threshold, every, s, h, bs, marks, 
     for start in range(lo, hi, TILE):
         stop = min(start + TILE, hi)
         width = stop - start
-        rows = _rows_of(parameters, start, width)
+        rows = rows_of(parameters, start, width)
         now, amount, scratch = np.empty(width, x.dtype), np.empty(width, x.dtype), np.empty(width, x.dtype)
-        state, adaptation = v0[start:stop].copy(), b0[start:stop].copy()
+        state, adaptation = np.empty(width, x.dtype), np.empty(width, x.dtype)
+        put(state, v0[start:stop])
+        put(adaptation, b0[start:stop])
         for t in range(x.shape[0]):
             if marks.shape[1] > 0 and t % every == 0:
-                marks[0, t // every, start:stop] = state
-                marks[1, t // every, start:stop] = adaptation
+                put(marks[0, t // every, start:stop], state)
+                put(marks[1, t // every, start:stop], adaptation)
             if bs.shape[0] > 0:
-                bs[t, start:stop] = adaptation
+                put(bs[t, start:stop], adaptation)
             potential = h[t, start:stop] if h.shape[0] > 0 else scratch
             _advance(
                 x[t, start:stop], state, adaptation, rows, hard, by_threshold, now, amount, s[t, start:stop], potential
             )  # fmt: skip
-        v[start:stop] = state
-        b[start:stop] = adaptation
+        put(v[start:stop], state)
+        put(b[start:stop], adaptation)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -159,7 +146,7 @@ def _backward(
     for start in range(lo, hi, TILE):
         stop = min(start + TILE, hi)
         width = stop - start
-        rows = _rows_of(parameters, start, width)
+        rows = rows_of(parameters, start, width)
         th, p, m, beta = rows[3], rows[4], rows[5], rows[6]
         left = 0 if again else start
         right = left + width
@@ -171,19 +158,21 @@ def _backward(
             np.zeros(width, dtype),
         )
         g, ga, v = np.zeros(width, dtype), np.zeros(width, dtype), np.empty(width, dtype)
+        state, adaptation = np.empty(width, dtype), np.empty(width, dtype)
         if gv.size > 0:
-            g[:] = gv[start:stop]
+            put(g, gv[start:stop])
         if gb.size > 0:
-            ga[:] = gb[start:stop]
+            put(ga, gb[start:stop])
         for mark in range((steps - 1) // every, -1, -1):
             first, end = mark * every, min((mark + 1) * every, steps)
             base = first if again else 0
             if again:
-                state, b = marks[0, mark, start:stop].copy(), marks[1, mark, start:stop].copy()
+                put(state, marks[0, mark, start:stop])
+                put(adaptation, marks[1, mark, start:stop])
                 for t in range(first, end):
-                    history_b[t - base, left:right] = b
+                    put(history_b[t - base, left:right], adaptation)
                     _advance(
-                        x[t, start:stop], state, b, rows, hard, by_threshold, now, amount, waste,
+                        x[t, start:stop], state, adaptation, rows, hard, by_threshold, now, amount, waste,
                         history[t - base, left:right],
                     )  # fmt: skip
             for t in range(end - 1, first - 1, -1):
@@ -192,7 +181,7 @@ def _backward(
                 outer = gh[min(t, gh.shape[0] - 1), start:stop] if gh.shape[0] > 0 else none
                 _threshold(th, beta, b, by_threshold, m, now, amount)
                 if slopes.shape[0] > 0:
-                    q[:] = slopes[t, start:stop]
+                    put(q, slopes[t, start:stop])
                 else:
                     slope_row(code, parameter, potential, now, p, q)
                 _through(
@@ -200,7 +189,7 @@ def _backward(
                 )  # fmt: skip
                 if totals.shape[0] > 0:
                     if t == first:
-                        v[:] = marks[0, mark, start:stop]
+                        put(v, marks[0, mark, start:stop])
                     else:
                         before, last = history[t - 1 - base, left:right], history_b[t - 1 - base, left:right]
                         _threshold(th, beta, last, by_threshold, m, now, amount)
@@ -208,8 +197,8 @@ def _backward(
                     current = x[t, start:stop] if x.shape[0] > 0 else none
                     _to_parameters(current, v, b, q, gth, ga, fired, rest, totals, start, stop)
                 _back_to_state(q, gth, rows, gx[t, start:stop], g, ga)
-        gv0[start:stop] = g
-        gb0[start:stop] = ga
+        put(gv0[start:stop], g)
+        put(gb0[start:stop], ga)
 
 
 def _pack(firing: Firing, values: Any, like: Tensor) -> np.ndarray:

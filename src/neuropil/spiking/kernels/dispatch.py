@@ -123,7 +123,7 @@ def run_leaky(current: Tensor, state: Tensor, decay: Number, gain: Number) -> tu
     else:
         flat = _flat(current)
         out = leaky_sequence(flat, state.reshape(-1), decay, gain, shape).view(current.shape)
-    if not bool(out[-1].isfinite().all()):
+    if not bool(out[-1].detach().isfinite().all()):
         _refuse("current", current)
         _refuse("state", state)
         raise FloatingPointError("The leaky sum overflowed though all input was finite.")
@@ -312,10 +312,10 @@ def check_finite(step: Callable[[Tensor, Any], Any], current: Tensor, before: An
 
 
 def _tensors(name: str, state: Any) -> Iterator[tuple[str, Tensor]]:
-    """The floating tensors of a state with their names."""
+    """The floating tensors of a state with their names, detached: a check keeps nothing for a gradient."""
     if isinstance(state, Tensor):
         if state.is_floating_point():
-            yield name, state
+            yield name, state.detach()
     elif isinstance(state, tuple):
         for i, each in enumerate(state):
             yield from _tensors(f"{name}.{getattr(state, '_fields', range(len(state)))[i]}", each)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuropil.spiking.kernels.lif import TILE, anchor, as_rows, once, row_of
+from neuropil.spiking.kernels.lif import TILE, anchor, as_rows, once, put, rows_of
 from neuropil.spiking.kernels.threads import spread
 
 __all__ = ["leaky_sequence"]
@@ -22,8 +22,10 @@ __all__ = ["leaky_sequence"]
 def _forward(x, y0, parameters, y, lo, hi):
     for start in range(lo, hi, TILE):
         stop = min(start + TILE, hi)
-        a, k = row_of(parameters, 0, start, stop - start), row_of(parameters, 1, start, stop - start)
-        state = y0[start:stop].copy()
+        rows = rows_of(parameters, start, stop - start)
+        a, k = rows[0], rows[1]
+        state = np.empty(stop - start, x.dtype)
+        put(state, y0[start:stop])
         for t in range(x.shape[0]):
             current, out = x[t, start:stop], y[t, start:stop]
             for i in range(stop - start):
@@ -37,7 +39,8 @@ def _backward(gy, x, y, y0, parameters, wants, gx, g0, totals, lo, hi):
     for start in range(lo, hi, TILE):
         stop = min(start + TILE, hi)
         width = stop - start
-        a, k = row_of(parameters, 0, start, width), row_of(parameters, 1, start, width)
+        rows = rows_of(parameters, start, width)
+        a, k = rows[0], rows[1]
         g = np.zeros(width, gx.dtype)
         for t in range(gx.shape[0] - 1, -1, -1):
             incoming, out = gy[min(t, gy.shape[0] - 1), start:stop], gx[t, start:stop]
@@ -53,7 +56,7 @@ def _backward(gy, x, y, y0, parameters, wants, gx, g0, totals, lo, hi):
                 all_of_it = incoming[i] + g[i]
                 out[i] = k[i] * all_of_it
                 g[i] = a[i] * all_of_it
-        g0[start:stop] = g
+        put(g0[start:stop], g)
 
 
 def _pack(a: Any, k: Any, shape: tuple[int, ...], like: Tensor) -> np.ndarray:

@@ -15,9 +15,9 @@ d = v_reset - h (hard) or -m (soft), 0 where the reset is detached:
     grad_th -= r, and gv s besides where m is th
     grad_a  += gh (v[t-1] - v_rest),    grad_k += gh x[t]
 
-The loops run over tiles of neurons whose state stays in the first-level cache; within a tile, time is outside and the
-loops over neurons have no branch, so that they become vector instructions. h is either kept, or, from the potentials at
-every `every`-th step, computed again for one stretch of time after the other.
+The loops run over tiles of neurons whose state stays in the cache; within a tile, time is outside and the loops over
+neurons have no branch, so that they become vector instructions. h is either kept, or, from the potentials at every
+`every`-th step, computed again for one stretch of time after the other.
 """
 
 import math
@@ -34,32 +34,26 @@ from neuropil.spiking.surrogate import SURROGATES, Surrogate
 
 __all__ = ["Firing", "anchor", "lif_sequence", "once"]
 
-TILE = 2048
+TILE = 8192
 HALF_PI = math.pi / 2
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def row_of(parameters, row, start, width):
-    """One parameter of the neurons of a tile; a single column of parameters holds for all neurons."""
-    values = np.empty(width, parameters.dtype)
-    if parameters.shape[1] == 1:
-        values[:] = parameters[row, 0]
-    else:
-        values[:] = parameters[row, start : start + width]
-    return values
+def rows_of(parameters, start, width):
+    """The parameters of a tile, (rows, width); a single column holds for all neurons."""
+    rows = np.empty((parameters.shape[0], width), parameters.dtype)
+    same = parameters.shape[1] == 1
+    for row in range(rows.shape[0]):
+        for i in range(width):
+            rows[row, i] = parameters[row, 0 if same else start + i]
+    return rows
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _rows_of(parameters, start, width):
-    """a, k, c = (1 - a) v_rest, th, p and m of a tile."""
-    return (
-        row_of(parameters, 0, start, width),
-        row_of(parameters, 1, start, width),
-        row_of(parameters, 2, start, width),
-        row_of(parameters, 3, start, width),
-        row_of(parameters, 4, start, width),
-        row_of(parameters, 5, start, width),
-    )
+def put(to, values):
+    """Copy a row; a slice assignment would take numba long to compile."""
+    for i in range(to.size):
+        to[i] = values[i]
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -72,10 +66,6 @@ def slope_row(code, parameter, h, th, p, q):
         for i in range(h.size):
             z = (h[i] - th[i]) * scale
             q[i] = p[i] * (top / (one + z * z))
-    elif code == 1:
-        for i in range(h.size):
-            e = exp(-w * abs(h[i] - th[i]))
-            q[i] = p[i] * (w * e / ((one + e) * (one + e)))
     elif code == 2:
         for i in range(h.size):
             z = one + w * abs(h[i] - th[i])
@@ -89,12 +79,15 @@ def slope_row(code, parameter, h, th, p, q):
         for i in range(h.size):
             q[i] = p[i] * (top if abs(h[i] - th[i]) <= edge else zero)
     else:
-        # 1 - tanh^2(k x) = 4 e / (1 + e)^2 with e = exp(-2 k |x|), which loses no digits.
-        top = four * h.dtype.type(parameter / (2.0 * math.tanh(0.5 * parameter)))
+        # With e = exp(-z) both g (1 - g) = e / (1 + e)^2 and 1 - tanh^2(z / 2) = 4 e / (1 + e)^2 lose no digits.
+        logistic = code == 1
+        scale = w if logistic else two * w
+        top = w if logistic else four * h.dtype.type(parameter / (2.0 * math.tanh(0.5 * parameter)))
+        edge = h.dtype.type(np.inf) if logistic else half
         for i in range(h.size):
             z = abs(h[i] - th[i])
-            e = exp(-two * w * z)
-            q[i] = p[i] * (top * e / ((one + e) * (one + e)) if z <= half else zero)
+            e = exp(-scale * z)
+            q[i] = p[i] * (top * e / ((one + e) * (one + e)) if z <= edge else zero)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -123,14 +116,16 @@ def lif_forward(x, v0, parameters, hard, every, s, h, marks, v, lo, hi):
     for start in range(lo, hi, TILE):
         stop = min(start + TILE, hi)
         width = stop - start
-        a, k, c, th, p, m = _rows_of(parameters, start, width)
-        state, scratch = v0[start:stop].copy(), np.empty(width, x.dtype)
+        rows = rows_of(parameters, start, width)
+        a, k, c, th, p, m = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5]
+        state, scratch = np.empty(width, x.dtype), np.empty(width, x.dtype)
+        put(state, v0[start:stop])
         for t in range(x.shape[0]):
             if marks.shape[0] > 0 and t % every == 0:
-                marks[t // every, start:stop] = state
+                put(marks[t // every, start:stop], state)
             potential = h[t, start:stop] if h.shape[0] > 0 else scratch
             _advance(x[t, start:stop], state, a, k, c, th, p, m, hard, s[t, start:stop], potential)
-        v[start:stop] = state
+        put(v[start:stop], state)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -190,18 +185,19 @@ def lif_backward(
     for start in range(lo, hi, TILE):
         stop = min(start + TILE, hi)
         width = stop - start
-        a, k, c, th, p, m = _rows_of(parameters, start, width)
+        rows = rows_of(parameters, start, width)
+        a, k, c, th, p, m = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5]
         left = 0 if again else start
         right = left + width
         g, q, waste, none = np.zeros(width, dtype), np.empty(width, dtype), np.empty(width, dtype), np.empty(0, dtype)
-        zeros = np.zeros(width, dtype)
+        zeros, state = np.zeros(width, dtype), np.empty(width, dtype)
         if gv.size > 0:
-            g[:] = gv[start:stop]
+            put(g, gv[start:stop])
         for mark in range((steps - 1) // every, -1, -1):
             first, end = mark * every, min((mark + 1) * every, steps)
             base = first if again else 0
             if again:
-                state = marks[mark, start:stop].copy()
+                put(state, marks[mark, start:stop])
                 for t in range(first, end):
                     _advance(x[t, start:stop], state, a, k, c, th, p, m, hard, waste, history[t - base, left:right])
             for t in range(end - 1, first - 1, -1):
@@ -209,7 +205,7 @@ def lif_backward(
                 spikes = gs[min(t, gs.shape[0] - 1), start:stop] if gs.shape[0] > 0 else zeros
                 potential = gh[min(t, gh.shape[0] - 1), start:stop] if gh.shape[0] > 0 else none
                 if slopes.shape[0] > 0:
-                    q[:] = slopes[t, start:stop]
+                    put(q, slopes[t, start:stop])
                 else:
                     slope_row(code, parameter, now, th, p, q)
                 if want_th:
@@ -224,7 +220,7 @@ def lif_backward(
                     current, total = x[t, start:stop], totals[1, start:stop]
                     for i in range(width):
                         total[i] += q[i] * current[i]
-        gv0[start:stop] = g
+        put(gv0[start:stop], g)
 
 
 class Firing(NamedTuple):

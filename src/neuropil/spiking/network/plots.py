@@ -197,7 +197,7 @@ def plot_crossover(
             continue
         for rate, time in _crossings(x, first, measured):
             ax.plot([rate], [time], "o", mfc="none", mec="black", ms=9, zorder=5)
-            ax.annotate(f"{rate:.3g} Hz", (rate, time), (6, -12), textcoords="offset points", fontsize=8)
+            ax.annotate(f"{float(f'{rate:.3g}'):g} Hz", (rate, time), (6, -12), textcoords="offset points", fontsize=8)
     ax.margins(x=0.1)  # for the numbers at the marks
     _dress(ax, "firing rate (Hz)", title)
     return figure
