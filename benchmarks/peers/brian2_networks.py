@@ -1,6 +1,6 @@
 """The networks of bench_spiking_network.py in Brian2; run by an interpreter that has it, in a process of its own.
 
-python benchmarks/peers/brian2_networks.py '{"network": "cuba", "n": 4000, "seconds": 1.0, "directory": "/tmp/cuba"}'
+python benchmarks/peers/brian2_networks.py '{"network": "cuba", "n": 4000, "seconds": 1.0, "directory": "build/cuba"}'
 
 prints one line of JSON. The order, with its defaults:
 

@@ -194,12 +194,12 @@ def test_gradients_pass_through_time():
 def test_bad_arguments_are_named():
     cell = LinearAstrocyte(tau=2.0, weight=1.0)
     for call, words in (
-        (lambda: LinearAstrocyte(tau=0.0, weight=1.0), "tau must be finite and positive, got 0"),
+        (lambda: LinearAstrocyte(tau=0.0, weight=1.0), "tau must be finite and above 0, got 0"),
         (lambda: LinearAstrocyte(tau=1.0, weight=math.nan), "weight must be finite"),
         (lambda: LinearAstrocyte(tau=1.0, weight=1.0, clip=(1.0, 0.0)), "clip must be a lower and an upper bound"),
         (lambda: cell.step(full(1.0), cell.init_state(1, LIKE), 3.0), "must not exceed tau=2 ms, got dt=3"),
-        (lambda: cell.step(full(1.0), cell.init_state(1, LIKE), 0.0), "dt must be finite and positive"),
-        (lambda: LiRinzelAstrocyte(K_ER=-0.1), "K_ER must be finite and positive, got -0.1"),
+        (lambda: cell.step(full(1.0), cell.init_state(1, LIKE), 0.0), "dt must be finite and above 0"),
+        (lambda: LiRinzelAstrocyte(K_ER=-0.1), "K_ER must be finite and above 0, got -0.1"),
         (lambda: LiRinzelAstrocyte().fixed_point(-1.0), "ip3 must be finite and at least 0"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -9,19 +9,9 @@ import torch
 from torch import nn
 
 from neuropil.neurons.integrators import LeakyIntegrator
-from neuropil.spiking.layers import (
-    ALIF,
-    IF,
-    LIF,
-    PLIF,
-    CubaLIF,
-    LeakyReadout,
-    RecurrentLIF,
-    RecurrentSpiking,
-    SpikingSequential,
-    checkpoint_sequence,
-)
+from neuropil.spiking.layers import ALIF, IF, LIF, PLIF, CubaLIF, LeakyReadout
 from neuropil.spiking.neurons import LIFNeuron
+from neuropil.spiking.recurrent import RecurrentLIF, RecurrentSpiking, SpikingSequential, checkpoint_sequence
 
 LAYERS = {
     "if": IF,
@@ -198,7 +188,8 @@ def test_convolutions_see_time_and_batch_as_one(generator):
 
 COMPILED = """
 import torch
-from neuropil.spiking.layers import ALIF, LIF, PLIF, RecurrentLIF
+from neuropil.spiking.layers import ALIF, LIF, PLIF
+from neuropil.spiking.recurrent import RecurrentLIF
 
 for layer in (LIF(3.0), PLIF(), ALIF(3.0, 5.0), RecurrentLIF(6, tau=3.0)):
     x = 2 * torch.rand(12, 3, 6, generator=torch.Generator().manual_seed(0))

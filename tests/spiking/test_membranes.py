@@ -8,14 +8,9 @@ import torch
 from scipy.integrate import solve_ivp
 from torch.testing import assert_close
 
+from neuropil.spiking.hodgkin_huxley import HodgkinHuxleyNeuron, _ratio
 from neuropil.spiking.kernels.membranes import COMPILED
-from neuropil.spiking.membranes import (
-    IZHIKEVICH,
-    AdExNeuron,
-    HodgkinHuxleyNeuron,
-    IzhikevichNeuron,
-    _ratio,
-)
+from neuropil.spiking.membranes import IZHIKEVICH, AdExNeuron, IzhikevichNeuron
 from neuropil.spiking.surrogate import FastSigmoid, Sigmoid, Smooth
 
 MODELS: dict[Any, float] = {AdExNeuron: 800.0, IzhikevichNeuron: 10.0, HodgkinHuxleyNeuron: 500.0}

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from neuropil.spiking.astrocytes import LinearAstrocyte, LiRinzelAstrocyte
-from neuropil.spiking.membranes import AdExNeuron, HodgkinHuxleyNeuron, IzhikevichNeuron
+from neuropil.spiking.hodgkin_huxley import HodgkinHuxleyNeuron
+from neuropil.spiking.membranes import AdExNeuron, IzhikevichNeuron
 from neuropil.spiking.network.astrocytes import AstrocyteCoupling
 from neuropil.spiking.network.network import Network
 from neuropil.spiking.network.plasticity import PairSTDP

@@ -69,5 +69,5 @@ def test_what_is_no_surrogate_is_refused_in_words():
         as_surrogate("relu")
     for cls in SURROGATES.values():
         for width in (0.0, math.inf, math.nan):
-            with pytest.raises(ValueError, match=f"must be positive and finite, got {width}"):
+            with pytest.raises(ValueError, match=f"must be finite and above 0, got {width}"):
                 cls(width)

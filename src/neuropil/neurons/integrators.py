@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from neuropil.neurons.circuits.base import Circuit
+from neuropil.neurons.ranges import Number, require, require_finite, require_positive
 
-__all__ = ["Decay", "Integration", "LeakyIntegrator", "LeakyState", "decay_factor"]
+__all__ = ["Decay", "Integration", "LeakyIntegrator", "LeakyState", "decay_factor", "decay_of"]
 
 Integration = Literal["exact", "euler"]
-Number = float | Tensor
 
 
 @overload
@@ -40,10 +40,15 @@ def decay_factor(tau: Number, dt: float = 1.0, integration: Integration = "exact
     """
     if integration not in ("exact", "euler"):
         raise ValueError(f"integration must be 'exact' or 'euler', got {integration!r}.")
-    require("dt", dt, 0.0, math.inf, ends=(False, False))
-    require("tau", tau, 0.0, math.inf, ends=(False, False))
+    require_positive(dt=dt, tau=tau)
     if integration == "euler":
         require("tau with integration='euler'", tau, dt, math.inf, ends=(True, False))
+    return decay_of(tau, dt, integration)
+
+
+def decay_of(tau: Number, dt: float, integration: Integration) -> Number:
+    """As `decay_factor`, of numbers that were checked before: for use in every step."""
+    if integration == "euler":
         return 1.0 - dt / tau
     return torch.exp(-dt / tau) if isinstance(tau, Tensor) else math.exp(-dt / tau)
 
@@ -151,7 +156,7 @@ class LeakyIntegrator(Circuit):
         self.decay = Decay(features, tau=tau, decay=decay, dt=dt, integration=integration, learnable=learnable)
         self.approaches = gain is None and tau is not None
         if gain is not None:
-            require("gain", gain, -math.inf, math.inf, ends=(False, False))
+            require_finite(gain=gain)
         if isinstance(gain, Tensor) and not isinstance(gain, nn.Parameter):
             self.register_buffer("gain", gain.detach().clone())
         else:
@@ -174,22 +179,3 @@ class LeakyIntegrator(Circuit):
     def extra_repr(self) -> str:
         """What print shows."""
         return f"features={self.features}"
-
-
-def require(name: str, number: Number, low: float, high: float, *, ends: tuple[bool, bool] = (True, True)) -> None:
-    """Check that a number, or each of a tensor, lies between low and high, which `ends` says to include or not.
-
-    Raises:
-        ValueError: if one does not, or is NaN.
-    """
-    values = torch.as_tensor(number, dtype=torch.float64).detach()
-    inside = (values >= low if ends[0] else values > low) & (values <= high if ends[1] else values < high)
-    if not bool(inside.all()):
-        worst = values[~inside].flatten()[0].item() if values.ndim else values.item()
-        if math.isinf(low):
-            wanted = "finite"
-        elif math.isinf(high):
-            wanted = f"finite and {'at least' if ends[0] else 'above'} {low:g}"
-        else:
-            wanted = f"in {'[' if ends[0] else '('}{low:g}, {high:g}{']' if ends[1] else ')'}"
-        raise ValueError(f"{name} must be {wanted}, got {worst:g}.")

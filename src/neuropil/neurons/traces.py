@@ -9,7 +9,6 @@ The lazy form keeps values as of the step of a neuron's last event and lets them
 whole numbers: times in single precision would go wrong after a few hours.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -18,7 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from neuropil.neurons.circuits.base import Circuit
-from neuropil.neurons.integrators import Decay, Integration, Number, require
+from neuropil.neurons.integrators import Decay, Integration
+from neuropil.neurons.ranges import Number, require_finite, require_positive
 
 __all__ = [
     "Accumulate",
@@ -171,8 +171,7 @@ class LazyTrace:
     dt: float = 1.0
 
     def __post_init__(self) -> None:
-        require("tau", self.tau, 0.0, math.inf, ends=(False, False))
-        require("dt", self.dt, 0.0, math.inf, ends=(False, False))
+        require_positive(tau=self.tau, dt=self.dt)
         _check(self.amplitude, self.accumulate)
 
     def init_state(self, neurons: int, like: Tensor) -> LazyTraceState:
@@ -231,6 +230,6 @@ class LazyTrace:
 
 
 def _check(amplitude: float, accumulate: str) -> None:
-    require("amplitude", amplitude, -math.inf, math.inf, ends=(False, False))
+    require_finite(amplitude=amplitude)
     if accumulate not in ("add", "replace"):
         raise ValueError(f"accumulate must be 'add' or 'replace', got {accumulate!r}.")

@@ -22,13 +22,15 @@ are uM and rates per second; steps are ms, as everywhere.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from scipy.optimize import root_scalar
 from torch import Tensor
+
+from neuropil.neurons.ranges import require_finite, require_positive
 
 __all__ = ["LiRinzelAstrocyte", "LiRinzelState", "LinearAstrocyte", "LinearAstrocyteState"]
 
@@ -67,10 +69,8 @@ class LinearAstrocyte:
     integration: Literal["euler", "exact"] = "euler"
 
     def __post_init__(self) -> None:
-        _require_positive("tau", self.tau)
-        for name in ("weight", "bias"):
-            if not bool(torch.as_tensor(getattr(self, name)).detach().isfinite().all()):
-                raise ValueError(f"{name} must be finite, got {getattr(self, name)}.")
+        require_positive(tau=self.tau)
+        require_finite(weight=self.weight, bias=self.bias)
         if self.clip is not None and not self.clip[0] < self.clip[1]:
             raise ValueError(f"clip must be a lower and an upper bound, in this order, got {self.clip}.")
         if self.integration not in ("euler", "exact"):
@@ -103,7 +103,7 @@ class LinearAstrocyte:
         Raises:
             ValueError: if dt is not positive, or with integration="euler" longer than tau.
         """
-        _require_positive("dt", dt)
+        require_positive(dt=dt)
         if self.integration == "euler" and dt > self.tau:
             raise ValueError(f"Euler steps must not exceed tau={self.tau:g} ms, got dt={dt:g}: they would overshoot.")
         target = self.weight * drive + self.bias
@@ -180,9 +180,7 @@ class LiRinzelAstrocyte:
         for choice, allowed in (("output", ("release", "calcium")), ("integration", ("rk4", "euler"))):
             if getattr(self, choice) not in allowed:
                 raise ValueError(f"{choice} must be one of {allowed}, got {getattr(self, choice)!r}.")
-        for entry in fields(self):
-            if entry.name not in ("output", "integration"):
-                _require_positive(entry.name, getattr(self, entry.name))
+        require_positive(**{name: value for name, value in vars(self).items() if name not in ("output", "integration")})
 
     def fixed_point(self, ip3: float) -> tuple[float, float]:
         """Where calcium and h would stay at a held concentration of IP3: the rest of lowest calcium, stable or not.
@@ -255,7 +253,7 @@ class LiRinzelAstrocyte:
         Raises:
             ValueError: if dt is not positive.
         """
-        _require_positive("dt", dt)
+        require_positive(dt=dt)
         seconds = dt / 1000.0
         k1 = self.derivatives(drive, state)
         if self.integration == "euler":
@@ -279,8 +277,3 @@ class LiRinzelAstrocyte:
 
 def _moved(state: LiRinzelState, slopes: LiRinzelState, seconds: float) -> LiRinzelState:
     return LiRinzelState(*(x + seconds * k for x, k in zip(state, slopes, strict=True)))
-
-
-def _require_positive(name: str, number: float) -> None:
-    if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"{name} must be finite and positive, got {number}.")

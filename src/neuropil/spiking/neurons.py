@@ -28,6 +28,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from neuropil.neurons.integrators import Integration, decay_of
+from neuropil.neurons.ranges import Number, require, require_finite, require_positive
+
 from .exponential import exp
 from .surrogate import Surrogate, as_surrogate
 
@@ -45,7 +48,6 @@ __all__ = [
 ]
 
 Reset = Literal["hard", "soft", "none"]
-Number = float | Tensor
 State = Any
 """A named tuple of tensors."""
 
@@ -135,24 +137,19 @@ class LIFNeuron(NeuronModel):
     rectifier: Callable[[Tensor], Tensor] | None = None
     normalizer: Callable[[Tensor], Tensor] | None = None
     polarity: Tensor | None = None
-    integration: Literal["exact", "euler"] = "exact"
+    integration: Integration = "exact"
     dt: float = 1.0
     spike: Surrogate = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "spike", as_surrogate(self.surrogate))
-        if (self.tau is None) == (self.decay is None):
-            raise ValueError("Give either tau or decay, one of the two.")
-        _require_within("dt", self.dt, 0.0, math.inf, open_low=True)
-        if self.tau is not None:
-            _require_within("tau", self.tau, 0.0, math.inf, open_low=True)
-            if self.integration == "euler":
-                _require_within("tau with integration='euler'", self.tau, self.dt, math.inf)
-        if self.decay is not None:
-            _require_within("decay", self.decay, 0.0, 1.0)
-        for name in ("gain", "v_threshold", "v_rest", "v_reset", "reset_amount"):
-            _require_finite(name, getattr(self, name), infinite=name == "v_threshold")
-        _require_within("refractory", self.refractory, 0.0, math.inf)
+        require_positive(dt=self.dt)
+        _check_decay("tau", self.tau, "decay", self.decay, self.dt, self.integration)
+        others = {name: getattr(self, name) for name in ("gain", "v_rest", "v_reset", "reset_amount")}
+        require_finite(**{name: value for name, value in others.items() if value is not None})
+        # A neuron with an infinite threshold never fires.
+        require("v_threshold", self.v_threshold, -math.inf, math.inf)
+        require("refractory", self.refractory, 0.0, math.inf, ends=(True, False))
         if self.reset not in ("hard", "soft", "none"):
             raise ValueError(f"reset must be 'hard', 'soft' or 'none', got {self.reset!r}.")
         if self.integration not in ("exact", "euler"):
@@ -169,12 +166,7 @@ class LIFNeuron(NeuronModel):
     @property
     def a(self) -> Number:
         """What is left of the potential after a step."""
-        if self.decay is not None:
-            return self.decay
-        assert self.tau is not None
-        if self.integration == "euler":
-            return 1.0 - self.dt / self.tau
-        return torch.exp(-self.dt / self.tau) if isinstance(self.tau, Tensor) else math.exp(-self.dt / self.tau)
+        return _decay(self.tau, self.decay, self.dt, self.integration)
 
     @property
     def k(self) -> Number:
@@ -278,24 +270,12 @@ class CubaLIFNeuron(LIFNeuron):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.tau_synapse is None) == (self.decay_synapse is None):
-            raise ValueError("Give either tau_synapse or decay_synapse, one of the two.")
-        if self.tau_synapse is not None:
-            low = self.dt if self.integration == "euler" else 0.0
-            _require_within("tau_synapse", self.tau_synapse, low, math.inf, open_low=low == 0)
-        if self.decay_synapse is not None:
-            _require_within("decay_synapse", self.decay_synapse, 0.0, 1.0)
+        _check_decay("tau_synapse", self.tau_synapse, "decay_synapse", self.decay_synapse, self.dt, self.integration)
 
     @property
     def b(self) -> Number:
         """What is left of the synaptic current after a step."""
-        if self.decay_synapse is not None:
-            return self.decay_synapse
-        assert self.tau_synapse is not None
-        if self.integration == "euler":
-            return 1.0 - self.dt / self.tau_synapse
-        ratio = -self.dt / self.tau_synapse
-        return torch.exp(ratio) if isinstance(ratio, Tensor) else math.exp(ratio)
+        return _decay(self.tau_synapse, self.decay_synapse, self.dt, self.integration)
 
     def init_state(self, shape: tuple[int, ...], like: Tensor) -> CubaLIFState:  # pyright: ignore[reportIncompatibleMethodOverride]
         """At rest, without currents and adaptation."""
@@ -344,25 +324,15 @@ class ALIFNeuron(LIFNeuron):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.tau_adaptation is None) == (self.decay_adaptation is None):
-            raise ValueError("Give either tau_adaptation or decay_adaptation, one of the two.")
-        if self.tau_adaptation is not None:
-            low = self.dt if self.integration == "euler" else 0.0
-            _require_within("tau_adaptation", self.tau_adaptation, low, math.inf, open_low=low == 0)
-        if self.decay_adaptation is not None:
-            _require_within("decay_adaptation", self.decay_adaptation, 0.0, 1.0)
-        _require_finite("strength", self.strength)
+        _check_decay(
+            "tau_adaptation", self.tau_adaptation, "decay_adaptation", self.decay_adaptation, self.dt, self.integration
+        )
+        require_finite(strength=self.strength)
 
     @property
     def rho(self) -> Number:
         """What is left of the adaptation after a step."""
-        if self.decay_adaptation is not None:
-            return self.decay_adaptation
-        assert self.tau_adaptation is not None
-        if self.integration == "euler":
-            return 1.0 - self.dt / self.tau_adaptation
-        ratio = -self.dt / self.tau_adaptation
-        return torch.exp(ratio) if isinstance(ratio, Tensor) else math.exp(ratio)
+        return _decay(self.tau_adaptation, self.decay_adaptation, self.dt, self.integration)
 
     def init_state(self, shape: tuple[int, ...], like: Tensor) -> ALIFState:  # pyright: ignore[reportIncompatibleMethodOverride]
         """At rest, without currents and adaptation."""
@@ -389,18 +359,21 @@ def IFNeuron(**parameters: Any) -> LIFNeuron:  # noqa: N802 - called as the clas
     return LIFNeuron(decay=1.0, gain=1.0, **parameters)
 
 
-def _require_within(name: str, number: Number, low: float, high: float, *, open_low: bool = False) -> None:
-    values = torch.as_tensor(number, dtype=torch.float64).detach()
-    inside = (values > low if open_low else values >= low) & (values <= high) & values.isfinite()
-    if not bool(inside.all()):
-        wanted = f"above {low:g}" if open_low else f"in [{low:g}, {high:g}]" if high < math.inf else f"at least {low:g}"
-        worst = values[~inside].flatten()[0].item() if values.ndim else values.item()
-        raise ValueError(f"{name} must be finite and {wanted}, got {worst:g}.")
+def _check_decay(name: str, tau: Number | None, other: str, decay: Number | None, dt: float, integration: str) -> None:
+    """Refuse a decay that is given twice, not at all, or out of range."""
+    if (tau is None) == (decay is None):
+        raise ValueError(f"Give either {name} or {other}, one of the two.")
+    if decay is not None:
+        require(other, decay, 0.0, 1.0)
+    elif tau is not None:
+        require_positive(**{name: tau})
+        if integration == "euler":
+            require(f"{name} with integration='euler'", tau, dt, math.inf, ends=(True, False))
 
 
-def _require_finite(name: str, number: Number | None, *, infinite: bool = False) -> None:
-    if number is None:
-        return
-    values = torch.as_tensor(number, dtype=torch.float64).detach()
-    if bool((values.isnan() if infinite else ~values.isfinite()).any()):
-        raise ValueError(f"{name} must be finite, got {number}.")
+def _decay(tau: Number | None, decay: Number | None, dt: float, integration: Integration) -> Number:
+    """The decay that is given, or that of the time constant."""
+    if decay is not None:
+        return decay
+    assert tau is not None
+    return decay_of(tau, dt, integration)

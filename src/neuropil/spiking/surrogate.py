@@ -24,6 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from neuropil.neurons.ranges import require_positive
+
 __all__ = [
     "SURROGATES",
     "Atan",
@@ -88,8 +90,21 @@ class _Fire(torch.autograd.Function):
         return surrogate(x), in_dims[0]
 
 
+class _OneNumber(Surrogate):
+    """A surrogate of one number, positive and finite: the first field of the dataclass."""
+
+    def __post_init__(self) -> None:
+        require_positive(**vars(self))
+
+    @property
+    def parameter(self) -> float:
+        """The number."""
+        (number,) = vars(self).values()
+        return number
+
+
 @dataclass(frozen=True)
-class Atan(Surrogate):
+class Atan(_OneNumber):
     """Derivative a/2 / (1 + (pi/2 a x)^2).
 
     Args:
@@ -104,14 +119,6 @@ class Atan(Surrogate):
     alpha: float = 2.0
     code: ClassVar[int] = 0
 
-    def __post_init__(self) -> None:
-        _require_positive("alpha", self.alpha)
-
-    @property
-    def parameter(self) -> float:
-        """The steepness alpha."""
-        return self.alpha
-
     def value(self, x: Tensor) -> Tensor:
         """G at x."""
         return torch.atan(x * (math.pi / 2 * self.alpha)) / math.pi + 0.5
@@ -123,7 +130,7 @@ class Atan(Surrogate):
 
 
 @dataclass(frozen=True)
-class Sigmoid(Surrogate):
+class Sigmoid(_OneNumber):
     """Derivative of the logistic function of slope alpha.
 
     Args:
@@ -136,14 +143,6 @@ class Sigmoid(Surrogate):
     alpha: float = 4.0
     code: ClassVar[int] = 1
 
-    def __post_init__(self) -> None:
-        _require_positive("alpha", self.alpha)
-
-    @property
-    def parameter(self) -> float:
-        """The steepness alpha."""
-        return self.alpha
-
     def value(self, x: Tensor) -> Tensor:
         """G at x."""
         return torch.sigmoid(x * self.alpha)
@@ -155,7 +154,7 @@ class Sigmoid(Surrogate):
 
 
 @dataclass(frozen=True)
-class FastSigmoid(Surrogate):
+class FastSigmoid(_OneNumber):
     """Derivative 1 / (1 + k|x|)^2: 1 at the threshold, with long tails.
 
     Args:
@@ -170,14 +169,6 @@ class FastSigmoid(Surrogate):
     slope: float = 25.0
     code: ClassVar[int] = 2
 
-    def __post_init__(self) -> None:
-        _require_positive("slope", self.slope)
-
-    @property
-    def parameter(self) -> float:
-        """The slope k."""
-        return self.slope
-
     def value(self, x: Tensor) -> Tensor:
         """G at x."""
         return x / (1 + self.slope * x.abs())
@@ -189,7 +180,7 @@ class FastSigmoid(Surrogate):
 
 
 @dataclass(frozen=True)
-class Triangle(Surrogate):
+class Triangle(_OneNumber):
     """Derivative max(0, 1 - |x|/w) / w.
 
     Args:
@@ -204,14 +195,6 @@ class Triangle(Surrogate):
     width: float = 1.0
     code: ClassVar[int] = 3
 
-    def __post_init__(self) -> None:
-        _require_positive("width", self.width)
-
-    @property
-    def parameter(self) -> float:
-        """The width w."""
-        return self.width
-
     def value(self, x: Tensor) -> Tensor:
         """G at x."""
         z = (x / self.width).clamp(-1, 1)
@@ -223,7 +206,7 @@ class Triangle(Surrogate):
 
 
 @dataclass(frozen=True)
-class Rectangle(Surrogate):
+class Rectangle(_OneNumber):
     """Derivative 1/w within w/2 of the threshold, edges included.
 
     Args:
@@ -238,14 +221,6 @@ class Rectangle(Surrogate):
     width: float = 1.0
     code: ClassVar[int] = 4
 
-    def __post_init__(self) -> None:
-        _require_positive("width", self.width)
-
-    @property
-    def parameter(self) -> float:
-        """The width w."""
-        return self.width
-
     def value(self, x: Tensor) -> Tensor:
         """G at x."""
         return (x / self.width + 0.5).clamp(0, 1)
@@ -256,7 +231,7 @@ class Rectangle(Surrogate):
 
 
 @dataclass(frozen=True)
-class ClampedTanh(Surrogate):
+class ClampedTanh(_OneNumber):
     """Derivative of a tanh of slope k that is cut off 1/2 away from the threshold.
 
     Args:
@@ -270,14 +245,6 @@ class ClampedTanh(Surrogate):
 
     slope: float = 3.0
     code: ClassVar[int] = 5
-
-    def __post_init__(self) -> None:
-        _require_positive("slope", self.slope)
-
-    @property
-    def parameter(self) -> float:
-        """The slope k."""
-        return self.slope
 
     def value(self, x: Tensor) -> Tensor:
         """G at x."""
@@ -340,8 +307,3 @@ def as_surrogate(surrogate: str | Surrogate) -> Surrogate:
     if surrogate not in SURROGATES:
         raise ValueError(f"No surrogate is named {surrogate!r}; there are {', '.join(SURROGATES)}.")
     return SURROGATES[surrogate]()
-
-
-def _require_positive(name: str, number: float) -> None:
-    if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"{name} must be positive and finite, got {number}.")

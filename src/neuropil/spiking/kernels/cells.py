@@ -20,6 +20,7 @@ __all__ = [
     "GivenCells",
     "LIFArrays",
     "LIFConductanceArrays",
+    "Linear",
     "ToConductance",
     "ToCurrent",
     "ToJump",
@@ -56,8 +57,8 @@ class GivenCells(NamedTuple):
     spikes: Spikes
 
 
-class ToJump(NamedTuple):
-    """A linear receptor whose exact contribution is added to the potential; symbols of `synapses.Propagator`.
+class Linear(NamedTuple):
+    """Variables of a linear receptor, g (n,) and x (n,) or None; symbols of `synapses.Propagator`.
 
     slots (L, n) hold arrivals to come, or None; scale (n,) multiplies what the neuron receives, or None.
     """
@@ -69,45 +70,33 @@ class ToJump(NamedTuple):
     decay: Any
     inflow: Any
     decay_x: Any
+
+
+class ToJump(NamedTuple):
+    """A receptor whose exact contribution is added to the potential."""
+
+    linear: Linear
     gain: Any
     gain_x: Any
 
 
 class ToCurrent(NamedTuple):
-    """A linear receptor whose g is a current."""
+    """A receptor whose g is a current."""
 
-    g: np.ndarray
-    x: Any
-    slots: Any
-    scale: Any
-    decay: Any
-    inflow: Any
-    decay_x: Any
+    linear: Linear
 
 
 class ToConductance(NamedTuple):
-    """A linear receptor whose g is a conductance with a reversal potential."""
+    """A receptor whose g is a conductance with a reversal potential."""
 
-    g: np.ndarray
-    x: Any
-    slots: Any
-    scale: Any
-    decay: Any
-    inflow: Any
-    decay_x: Any
+    linear: Linear
     reversal: Any
 
 
 class ToMagnesium(NamedTuple):
     """As `ToConductance`, blocked by magnesium; block is [Mg]/3.57."""
 
-    g: np.ndarray
-    x: Any
-    slots: Any
-    scale: Any
-    decay: Any
-    inflow: Any
-    decay_x: Any
+    linear: Linear
     reversal: Any
     block: Any
 
@@ -171,9 +160,17 @@ def _take_slots(slots, y, k, lo, hi):
             arrived[i] = 0
 
 
+@numba.njit(cache=True, nogil=True)
+def _arrivals(r, k, lo, hi):
+    """The part of the receptor for a tile, arrivals from the slots included: g, x and scale."""
+    g, x = cut(r.g, lo, hi), cut(r.x, lo, hi)
+    _take_slots(r.slots, _taker(g, x), k, lo, hi)
+    return g, x, cut(r.scale, lo, hi)
+
+
 def _taker(g, x):
-    """The variable that takes arrivals: x, or g where there is none; only within compiled code."""
-    raise NotImplementedError("Compiled code only.")
+    """The variable that takes arrivals: x, or g where there is none."""
+    return g if x is None else x
 
 
 @overload(_taker)
@@ -212,42 +209,39 @@ def _add_gain(g, x, scale, gain, gain_x, jump):
 
 @fills(ToJump)
 def fill_jump(r, k, lo, hi, v, drive, conductance, jump):
-    g, x = cut(r.g, lo, hi), cut(r.x, lo, hi)
-    _take_slots(r.slots, _taker(g, x), k, lo, hi)
-    _add_gain(g, x, cut(r.scale, lo, hi), r.gain, r.gain_x, jump)
-    _decay(g, x, r.decay, r.inflow, r.decay_x)
+    g, x, scale = _arrivals(r.linear, k, lo, hi)
+    _add_gain(g, x, scale, r.gain, r.gain_x, jump)
+    _decay(g, x, r.linear.decay, r.linear.inflow, r.linear.decay_x)
 
 
 @fills(ToCurrent)
 def fill_current(r, k, lo, hi, v, drive, conductance, jump):
-    g, x, scale = cut(r.g, lo, hi), cut(r.x, lo, hi), cut(r.scale, lo, hi)
-    _take_slots(r.slots, _taker(g, x), k, lo, hi)
+    g, x, scale = _arrivals(r.linear, k, lo, hi)
     for i in range(g.size):
         drive[i] += scaled(g[i], scale, i)
-    _decay(g, x, r.decay, r.inflow, r.decay_x)
+    _decay(g, x, r.linear.decay, r.linear.inflow, r.linear.decay_x)
 
 
 @fills(ToConductance)
 def fill_conductance(r, k, lo, hi, v, drive, conductance, jump):
-    g, x, scale, reversal = cut(r.g, lo, hi), cut(r.x, lo, hi), cut(r.scale, lo, hi), r.reversal
-    _take_slots(r.slots, _taker(g, x), k, lo, hi)
+    g, x, scale = _arrivals(r.linear, k, lo, hi)
+    reversal = r.reversal
     for i in range(g.size):
         y = scaled(g[i], scale, i)
         conductance[i] += y
         drive[i] += y * reversal
-    _decay(g, x, r.decay, r.inflow, r.decay_x)
+    _decay(g, x, r.linear.decay, r.linear.inflow, r.linear.decay_x)
 
 
 @fills(ToMagnesium)
 def fill_magnesium(r, k, lo, hi, v, drive, conductance, jump):
-    g, x, scale, v = cut(r.g, lo, hi), cut(r.x, lo, hi), cut(r.scale, lo, hi), v[lo:hi]
-    _take_slots(r.slots, _taker(g, x), k, lo, hi)
-    one, slope, reversal, block = g.dtype.type(1), g.dtype.type(-0.062), r.reversal, r.block
+    g, x, scale = _arrivals(r.linear, k, lo, hi)
+    v, one, slope, reversal, block = v[lo:hi], g.dtype.type(1), g.dtype.type(-0.062), r.reversal, r.block
     for i in range(g.size):
         y = scaled(g[i], scale, i) / (one + block * exp(slope * v[i]))
         conductance[i] += y
         drive[i] += y * reversal
-    _decay(g, x, r.decay, r.inflow, r.decay_x)
+    _decay(g, x, r.linear.decay, r.linear.inflow, r.linear.decay_x)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -299,8 +293,8 @@ def advance_lif_conductance(m, lo, hi, drive, conductance, jump, fired):
 
 
 def advance(model, lo, hi, drive, conductance, jump, fired):
-    """Advance neurons lo, ..., hi - 1; only within compiled code."""
-    raise NotImplementedError("Compiled code only.")
+    """Advance neurons lo, ..., hi - 1."""
+    ADVANCE[type(model)](model, lo, hi, drive, conductance, jump, fired)
 
 
 @overload(advance)
@@ -314,8 +308,9 @@ def _advance(model, lo, hi, drive, conductance, jump, fired):
 
 
 def fill(receptors, k, lo, hi, v, drive, conductance, jump):
-    """Let every receptor fill the tile; only within compiled code."""
-    raise NotImplementedError("Compiled code only.")
+    """Let every receptor fill the tile, in order."""
+    for receptor in receptors:
+        FILL[type(receptor)](receptor, k, lo, hi, v, drive, conductance, jump)
 
 
 @overload(fill)

@@ -98,8 +98,8 @@ def _scaled(value, factor, i):
 
 
 def execute(structure, k, row, part):
-    """Carry out one operation; only within compiled code."""
-    raise NotImplementedError("Compiled code only.")
+    """Carry out one operation."""
+    EXECUTE[type(structure)](structure, k, row, part)
 
 
 @overload(execute)
@@ -113,8 +113,10 @@ def _execute(structure, k, row, part):
 
 
 def execute_all(groups, k, row, part):
-    """Carry out groups of structures in order; only within compiled code."""
-    raise NotImplementedError("Compiled code only.")
+    """Carry out groups of structures in order."""
+    for group in groups:
+        for structure in group:
+            execute(structure, k, row, part)
 
 
 @overload(execute_all)

@@ -9,6 +9,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from neuropil.spiking.exponential import COEFFICIENTS, LIMITS, LN2, LOG2E
+from neuropil.spiking.exponential import exp as reference
 
 __all__ = ["exp"]
 
@@ -35,8 +36,8 @@ def _float_of_bits(context, bits):
 
 
 def exp(x):
-    """e^x for float32 and float64, the bits that the torch function gives; only within compiled code."""
-    raise NotImplementedError("Compiled code only.")
+    """e^x of a number, the bits that the torch function gives; compiled code has its own."""
+    return type(x)(reference(torch.tensor([x])).item())
 
 
 @overload(exp)

@@ -17,17 +17,14 @@ import numba
 import numpy as np
 import torch
 
+from neuropil.spiking.hodgkin_huxley import NEAR, SERIES, HodgkinHuxleyConstants, HodgkinHuxleyNeuron
 from neuropil.spiking.kernels.cells import advances
 from neuropil.spiking.kernels.engine import at, cut
 from neuropil.spiking.kernels.exponential import exp
 from neuropil.spiking.membranes import (
-    NEAR,
-    SERIES,
     STEEPEST,
     AdExConstants,
     AdExNeuron,
-    HodgkinHuxleyConstants,
-    HodgkinHuxleyNeuron,
     IzhikevichConstants,
     IzhikevichNeuron,
 )

@@ -67,8 +67,8 @@ class TraceStep(NamedTuple):
 
 
 def amount(first, third, pair, triplet, i, j):
-    """Pair trace (pair + triplet trace): how much a synapse changes; only within compiled code."""
-    raise NotImplementedError("Compiled code only.")
+    """How much a synapse changes: first pair, or first (pair + triplet third) with the traces of i and j."""
+    return pair * first[i] if third is None else first[i] * (pair + triplet * third[j])
 
 
 @overload(amount)
@@ -79,8 +79,13 @@ def _amount(first, third, pair, triplet, i, j):
 
 
 def change(weight, eligibility, s, by, k, low, high):
-    """Change a weight within its bounds, or its eligibility; only within compiled code."""
-    raise NotImplementedError("Compiled code only.")
+    """Change a weight within its bounds, or its eligibility where there is one."""
+    if eligibility is None:
+        weight[s] = min(max(weight[s] + by, low), high)
+    else:
+        passed = weight.dtype.type(k - eligibility.last[s])
+        eligibility.value[s] = eligibility.value[s] * exp(eligibility.rate * passed) + by
+        eligibility.last[s] = k
 
 
 @overload(change)

@@ -9,13 +9,14 @@ as the gain of its projection's effect on the neurons of the domain, as a curren
 amplitude A2- of the projection's plasticity (one cell only).
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from neuropil.neurons.ranges import require_finite, require_positive
 
 from .projections import Projection
 
@@ -65,11 +66,9 @@ class AstrocyteCoupling:
     every: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("strength", "baseline", "weight_pre", "weight_post"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} must be finite, got {getattr(self, name)}.")
-        if not (math.isfinite(self.every) and self.every > 0):
-            raise ValueError(f"every must be positive and finite, got {self.every}.")
+        names = ("strength", "baseline", "weight_pre", "weight_post")
+        require_finite(**{name: getattr(self, name) for name in names})
+        require_positive(every=self.every)
         if self.acts not in ("gain", "current", "depression"):
             raise ValueError(f"acts must be 'gain', 'current' or 'depression', got {self.acts!r}.")
         for name in ("domains", "domains_pre"):

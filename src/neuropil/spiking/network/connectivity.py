@@ -146,18 +146,22 @@ class SparseConnectivity:
             self._on_devices[device] = Rows(rows.indptr.to(device), rows.indices.to(device))
         return self._on_devices[device]
 
-    def split(self, parts: int) -> Int[np.ndarray, "rows offsets"]:
-        """Cut every row where its targets pass from one of `parts` equal ranges of targets to the next.
+    def split(self, bounds: Int[np.ndarray, " bounds"]) -> Int[np.ndarray, "rows bounds"]:
+        """Cut every row where its targets pass bounds, as those between the targets of two threads.
+
+        Args:
+            bounds: targets, ascending.
 
         Returns:
-            int64 (n_pre, parts + 1): part r, the targets from r n_post // parts to (r + 1) n_post // parts, has the
-            synapses offsets[i, r] to offsets[i, r + 1] of row i.
+            int64 (n_pre, bounds): the first synapse of each row whose target is the bound or a later one.
+
+        Raises:
+            ValueError: if bounds do not ascend.
         """
-        if parts < 1:
-            raise ValueError(f"parts must be at least 1, got {parts}.")
-        bounds = np.arange(parts + 1, dtype=np.int64) * self.n_post // parts
-        offsets = np.empty((self.n_pre, parts + 1), np.int64)
-        kernels.split_rows(self.indptr, self.indices, bounds, offsets)
+        if bool((np.diff(bounds) < 0).any()):
+            raise ValueError(f"bounds must ascend, got {bounds}.")
+        offsets = np.empty((self.n_pre, len(bounds)), np.int64)
+        kernels.split_rows(self.indptr, self.indices, bounds.astype(np.int64, copy=False), offsets)
         return offsets
 
     def to_dense(self, weight: Weight = 1.0) -> Float[Tensor, "n_pre n_post"]:
@@ -440,9 +444,10 @@ def synapse_values(
         TypeError: for anything else.
     """
     values = spec(nnz, generator) if callable(spec) else spec
+    values = values.item() if isinstance(values, Tensor) and values.ndim == 0 else values
     if isinstance(values, Tensor):
         if values.shape != (nnz,):
-            raise ValueError(f"{name} must have shape ({nnz},), one per synapse, got {tuple(values.shape)}.")
+            raise ValueError(f"{name} must be a number or of shape ({nnz},), one a synapse, got {tuple(values.shape)}.")
         bad = ~values.isfinite()
         if bad.any():
             raise ValueError(f"{name} must be finite, but {int(bad.sum())} of {nnz} values are not.")

@@ -24,6 +24,8 @@ from scipy.integrate import solve_ivp
 from scipy.optimize import root, root_scalar
 from scipy.special import erfcx
 
+from neuropil.neurons.ranges import require, require_positive
+
 __all__ = ["FixedPoint", "brunel_fixed_points", "brunel_rate", "mean_field_rates", "siegert_rate", "threshold_rate"]
 
 Array = Float[np.ndarray, "..."]
@@ -102,8 +104,7 @@ def threshold_rate(*, weight: float, in_degree: int, tau: float, theta: float) -
 
     Source: Brunel 2000, section 2.
     """
-    for name, number in (("weight", weight), ("in_degree", in_degree), ("tau", tau), ("theta", theta)):
-        _require(name, number, above=0.0)
+    require_positive(weight=weight, in_degree=in_degree, tau=tau, theta=theta)
     return 1000.0 * theta / (weight * in_degree * tau)
 
 
@@ -152,8 +153,8 @@ def brunel_fixed_points(
     Source: Brunel 2000, eqs. 4, 5 and 21.
     """
     for name, number in (("g", g), ("eta", eta), ("inhibitory_in_degree", inhibitory_in_degree)):
-        _require(name, number, least=0.0)
-    _require("t_ref", t_ref, above=0.0)
+        require(name, number, 0.0, math.inf, ends=(True, False))
+    require_positive(t_ref=t_ref)
     external = eta * threshold_rate(weight=weight, in_degree=in_degree, tau=tau, theta=theta) / 1000.0
     gamma = inhibitory_in_degree / in_degree
 
@@ -353,9 +354,3 @@ def _finite(name: str, value: ArrayLike) -> np.ndarray:
     if not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite, got {array[~np.isfinite(array)].flat[0]}.")
     return array
-
-
-def _require(name: str, number: float, *, above: float = -math.inf, least: float = -math.inf) -> None:
-    if not (math.isfinite(number) and number > above and number >= least):
-        wanted = f"above {above:g}" if above > -math.inf else f"at least {least:g}"
-        raise ValueError(f"{name} must be finite and {wanted}, got {number:g}.")

@@ -30,7 +30,7 @@ from neuropil.spiking.neurons import LIFNeuron
 
 from . import engine
 from .astrocytes import AstrocyteCoupling, AstrocyteDomain
-from .connectivity import SparseConnectivity
+from .connectivity import SparseConnectivity, synapse_values
 from .module import NetworkModule
 from .plasticity import Plasticity
 from .populations import Group, PoissonInput, PoissonSource, Population, SpikeSource, require_values
@@ -162,7 +162,7 @@ class Network:
         rule = Explicit(rule) if isinstance(rule, SparseConnectivity) else rule
         connectivity = rule.build(len(pre), len(post), self.generator, same=pre == post)
         nnz = None if isinstance(connectivity, JustInTimeRows) else connectivity.nnz
-        weights = self._values("weight", weight, nnz)
+        weights = self._values("weight", weight, nnz, self.wiring.dtype)
         steps = self._delays(delay, nnz, round_delays)
         one = int(steps[0]) if isinstance(steps, Tensor) and len(steps) and bool((steps == steps[0]).all()) else steps
         delays = one if isinstance(one, Tensor) and len(one) else None
@@ -355,28 +355,16 @@ class Network:
         if neurons and not isinstance(population, Population):
             raise ValueError(f"{group.population} only sends spikes: connect to a Population.")
 
-    def _values(self, name: str, spec: Weight, nnz: int | None) -> float | Tensor:
-        """A number, or one for each synapse in the network's type."""
-        if callable(spec):
-            if nnz is None:
-                raise ValueError(f"{name} must be one number where rows are made just in time.")
-            spec = torch.as_tensor(spec(nnz, self.generator))
-        if isinstance(spec, Tensor) and spec.ndim:
-            if nnz is None:
-                raise ValueError(f"{name} must be one number where rows are made just in time.")
-            require_values(name, spec, nnz)
-            return spec.detach().to(self.wiring.device, self.wiring.dtype).clone()
-        require_values(name, spec, nnz)
-        return float(spec)
+    def _values(self, name: str, spec: Any, nnz: int | None, dtype: torch.dtype) -> float | Tensor:
+        """A number, or one for each synapse, checked."""
+        if nnz is None and (callable(spec) or (isinstance(spec, Tensor) and spec.ndim)):
+            raise ValueError(f"{name} must be one number where rows are made just in time.")
+        values = synapse_values(spec, nnz or 0, name, dtype, self.generator)
+        return values.detach().to(self.wiring.device).clone() if isinstance(values, Tensor) else values
 
     def _delays(self, spec: Any, nnz: int | None, rounded: bool) -> int | Tensor:
         """Steps of all synapses or of each."""
-        spec = self.dt if spec is None else spec
-        if callable(spec) and nnz is not None:
-            spec = spec(nnz, self.generator)
-        if callable(spec) or (isinstance(spec, Tensor) and spec.ndim and nnz is None):
-            raise ValueError("delay must be one number where rows are made just in time.")
-        require_values("delay", spec, nnz)
+        spec = self._values("delay", self.dt if spec is None else spec, nnz, torch.float64)
         ratio = torch.as_tensor(spec, dtype=torch.float64) / self.dt
         steps = ratio.round()
         if rounded:
@@ -387,7 +375,7 @@ class Network:
             )
         elif bool(((ratio - steps).abs() > 1e-6 * ratio.abs()).any()):
             raise ValueError(f"delay must be a multiple of dt = {self.dt} ms; round_delays=True rounds others.")
-        return steps.to(torch.int32) if steps.ndim else int(steps)
+        return steps.to("cpu", torch.int32) if steps.ndim else int(steps)
 
     def _receptor(self, post: Group, synapse: Synapse, output: Output, scale: str | None, gated: bool) -> Receptor:
         """The receptor of these dynamics on the population, merged with equal ones."""

@@ -14,6 +14,8 @@ instead of raising it. With an eligibility time the changes go into a trace e of
 import math
 from dataclasses import dataclass
 
+from neuropil.neurons.ranges import require_finite, require_positive
+
 __all__ = ["PairSTDP", "Plasticity", "RewardSTDP", "TripletSTDP"]
 
 
@@ -28,13 +30,8 @@ class Plasticity:
     def __post_init__(self) -> None:
         if math.isnan(self.low) or math.isnan(self.high) or not self.low < self.high:
             raise ValueError(f"low must be below high, got {self.low} and {self.high}.")
-        for name in self.times:
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be positive and finite, got {value}.")
-        for name in ("potentiation", "depression"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} must be finite, got {getattr(self, name)}.")
+        require_positive(**{name: getattr(self, name) for name in self.times})
+        require_finite(potentiation=self.potentiation, depression=self.depression)
 
     potentiation: float = 0.01
     depression: float = 0.0105

@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.ticker import EngFormatter, NullLocator
-from numpy.typing import ArrayLike
 
 from neuropil.plotting import COLOURS, GREY, canvas, panels
 from neuropil.spiking.network.recording import Recording
@@ -121,7 +120,7 @@ def plot_states(
 
 def plot_scaling(
     n: Sequence[int],
-    seconds: Mapping[str, ArrayLike],
+    seconds: Mapping[str, Sequence[float] | np.ndarray],
     exponents: Mapping[str, float],
     ax: Axes | None = None,
     *,
@@ -164,7 +163,7 @@ def plot_scaling(
 
 def plot_crossover(
     rates: Sequence[float],
-    seconds: Mapping[str, ArrayLike],
+    seconds: Mapping[str, Sequence[float] | np.ndarray],
     ax: Axes | None = None,
     *,
     title: str = "",
@@ -284,7 +283,7 @@ def _crossings(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> list[tuple[float,
     return found
 
 
-def _positive(name: str, values: ArrayLike, length: int | None = None) -> np.ndarray:
+def _positive(name: str, values: Sequence[float] | np.ndarray, length: int | None = None) -> np.ndarray:
     array = np.asarray(values, float)
     if array.ndim != 1 or len(array) == 0 or (length is not None and len(array) != length):
         wanted = "a list of numbers" if length is None else f"{length} numbers, one for each place on the axis"

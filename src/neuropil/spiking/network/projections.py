@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from neuropil.spiking.exponential import exp
-from neuropil.spiking.kernels import connectivity as rows
 from neuropil.spiking.kernels import delivery, plasticity, presynaptic
 from neuropil.spiking.kernels.engine import Spikes
 
@@ -177,9 +176,7 @@ class Projection:
         c = self.connectivity
         if isinstance(c, JustInTimeRows):
             return within, np.empty((0, within.size), np.int64)
-        offsets = np.empty((len(self.pre), within.size), np.int64)
-        rows.split_rows(c.indptr, c.indices, within, offsets)
-        return within, offsets
+        return within, c.split(within)
 
     def structures(
         self, arrays: dict[str, np.ndarray], spikes: dict[str, Spikes], weight: np.ndarray | np.generic

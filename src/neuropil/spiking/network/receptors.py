@@ -118,23 +118,23 @@ class Receptor:
     def structure(self, arrays: dict[str, np.ndarray], dt: float, tau: float | None) -> Any:
         """The structure for the compiled engine, on the arrays of the state."""
         p, number = self.synapse.propagator(dt, tau), arrays[f"{self.name}.g"].dtype.type
-        variables: list[Any] = [
+        linear = cells.Linear(
             arrays[f"{self.name}.g"],
             arrays.get(f"{self.name}.x"),
             arrays.get(f"{self.name}.slots"),
             None if self.scale is None else arrays[self.scale],
             *(number(value) for value in (p.decay, p.inflow, p.decay_x)),
-        ]
+        )
         mode = self.mode(tau)
         if mode == "jump":
-            return cells.ToJump(*[*variables, number(p.gain), number(p.gain_x)])
+            return cells.ToJump(linear, number(p.gain), number(p.gain_x))
         if mode == "current":
-            return cells.ToCurrent(*variables)
+            return cells.ToCurrent(linear)
         output = self.output
         assert isinstance(output, COBA)
         if isinstance(output, MagnesiumBlock):
-            return cells.ToMagnesium(*[*variables, number(output.reversal), number(output.magnesium / 3.57)])
-        return cells.ToConductance(*[*variables, number(output.reversal)])
+            return cells.ToMagnesium(linear, number(output.reversal), number(output.magnesium / 3.57))
+        return cells.ToConductance(linear, number(output.reversal))
 
     def check(self) -> None:
         """Refuse combinations without a meaning.

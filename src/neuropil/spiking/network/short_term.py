@@ -9,8 +9,9 @@ At a spike, after the time since the last one:
 The weight is multiplied by the release. All synapses of a neuron share u and x.
 """
 
-import math
 from dataclasses import dataclass
+
+from neuropil.neurons.ranges import require, require_positive
 
 __all__ = ["ShortTermPlasticity"]
 
@@ -35,9 +36,5 @@ class ShortTermPlasticity:
     tau_recovery: float = 200.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.utilisation <= 1.0:
-            raise ValueError(f"utilisation must lie in (0, 1], got {self.utilisation}.")
-        for name in ("tau_facilitation", "tau_recovery"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be positive and finite, got {value}.")
+        require("utilisation", self.utilisation, 0.0, 1.0, ends=(False, True))
+        require_positive(tau_facilitation=self.tau_facilitation, tau_recovery=self.tau_recovery)

@@ -19,8 +19,11 @@ Outputs, in the unit of the neuron's potential (LIF) or current:
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from neuropil.neurons.ranges import require, require_finite, require_positive
 
 __all__ = [
     "COBA",
@@ -58,7 +61,7 @@ class Synapse:
 
 
 @dataclass(frozen=True)
-class LinearSynapse(Synapse):
+class LinearSynapse(Synapse, ABC):
     """Synapse whose variables all synapses onto a neuron share."""
 
     @property
@@ -66,13 +69,22 @@ class LinearSynapse(Synapse):
         """1: g; 2: g and x."""
         return 1
 
-    @property
-    def rates(self) -> tuple[float, float, float]:
-        """(1/tau of g, flow from x to g, 1/tau of x), per ms."""
-        raise NotImplementedError
-
+    @abstractmethod
     def propagator(self, dt: float, tau_membrane: float | None = None) -> Propagator:
         """Exact step of dt ms, and what it adds to a membrane of time constant tau (ms), tau dv/dt = -v + g."""
+
+
+@dataclass(frozen=True)
+class _Kinetic(LinearSynapse):
+    """Synapse whose variables decay in time."""
+
+    @property
+    @abstractmethod
+    def rates(self) -> tuple[float, float, float]:
+        """(1/tau of g, flow from x to g, 1/tau of x), per ms."""
+
+    def propagator(self, dt: float, tau_membrane: float | None = None) -> Propagator:
+        """See `LinearSynapse.propagator`."""
         decay_rate, flow, decay_rate_x = self.rates
         decay, decay_x = math.exp(-dt * decay_rate), math.exp(-dt * decay_rate_x) if self.variables == 2 else 0.0
         inflow = flow * _pair(decay_rate, decay_rate_x, dt) if self.variables == 2 else 0.0
@@ -94,7 +106,7 @@ class Delta(LinearSynapse):
 
 
 @dataclass(frozen=True)
-class Exponential(LinearSynapse):
+class Exponential(_Kinetic):
     """A jump that decays exponentially.
 
     Args:
@@ -107,16 +119,16 @@ class Exponential(LinearSynapse):
     tau: float
 
     def __post_init__(self) -> None:
-        _require_positive(tau=self.tau)
+        require_positive(tau=self.tau)
 
     @property
     def rates(self) -> tuple[float, float, float]:
-        """See `LinearSynapse.rates`."""
+        """See `_Kinetic.rates`."""
         return 1.0 / self.tau, 0.0, 0.0
 
 
 @dataclass(frozen=True)
-class Alpha(LinearSynapse):
+class Alpha(_Kinetic):
     """An alpha function, w t/tau exp(1 - t/tau).
 
     Args:
@@ -129,7 +141,7 @@ class Alpha(LinearSynapse):
     tau: float
 
     def __post_init__(self) -> None:
-        _require_positive(tau=self.tau)
+        require_positive(tau=self.tau)
 
     @property
     def variables(self) -> int:
@@ -138,12 +150,12 @@ class Alpha(LinearSynapse):
 
     @property
     def rates(self) -> tuple[float, float, float]:
-        """See `LinearSynapse.rates`."""
+        """See `_Kinetic.rates`."""
         return 1.0 / self.tau, math.e / self.tau, 1.0 / self.tau
 
 
 @dataclass(frozen=True)
-class DualExponential(LinearSynapse):
+class DualExponential(_Kinetic):
     """A rise and a decay, scaled so that the peak is the weight.
 
     Args:
@@ -158,7 +170,7 @@ class DualExponential(LinearSynapse):
     tau_decay: float
 
     def __post_init__(self) -> None:
-        _require_positive(tau_rise=self.tau_rise, tau_decay=self.tau_decay)
+        require_positive(tau_rise=self.tau_rise, tau_decay=self.tau_decay)
         if not self.tau_rise < self.tau_decay:
             raise ValueError(f"tau_rise must be below tau_decay, got {self.tau_rise} and {self.tau_decay}; see Alpha.")
 
@@ -169,7 +181,7 @@ class DualExponential(LinearSynapse):
 
     @property
     def rates(self) -> tuple[float, float, float]:
-        """See `LinearSynapse.rates`; the inflow makes the peak 1."""
+        """See `_Kinetic.rates`; the inflow makes the peak 1."""
         rise, decay = 1.0 / self.tau_rise, 1.0 / self.tau_decay
         peak = math.log(rise / decay) / (rise - decay)
         height = (math.exp(-decay * peak) - math.exp(-rise * peak)) / (rise - decay)
@@ -196,7 +208,7 @@ class NMDA(Synapse):
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
-        _require_positive(tau_decay=self.tau_decay, tau_rise=self.tau_rise, alpha=self.alpha)
+        require_positive(tau_decay=self.tau_decay, tau_rise=self.tau_rise, alpha=self.alpha)
 
 
 @dataclass(frozen=True)
@@ -220,8 +232,7 @@ class COBA(Output):
     reversal: float
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.reversal):
-            raise ValueError(f"reversal must be finite, got {self.reversal}.")
+        require_finite(reversal=self.reversal)
 
 
 @dataclass(frozen=True)
@@ -240,8 +251,7 @@ class MagnesiumBlock(COBA):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.magnesium) and self.magnesium >= 0):
-            raise ValueError(f"magnesium must be finite and not negative, got {self.magnesium}.")
+        require("magnesium", self.magnesium, 0.0, math.inf, ends=(True, False))
 
 
 def _pair(p: float, q: float, t: float) -> float:
@@ -258,9 +268,3 @@ def _triple(p: float, q: float, r: float, t: float) -> float:
     from scipy.linalg import expm  # noqa: PLC0415
 
     return float(expm(t * np.array([[-p, 1.0, 0.0], [0.0, -q, 1.0], [0.0, 0.0, -r]]))[0, 2])
-
-
-def _require_positive(**numbers: float) -> None:
-    for name, number in numbers.items():
-        if not (math.isfinite(number) and number > 0):
-            raise ValueError(f"{name} must be positive and finite, got {number}.")
