@@ -6,8 +6,13 @@ import numpy as np
 
 from .connectivity import row_next, row_start
 from .engine import Spikes, at, operation, scaled
+from .prefetch import prefetch
 
 __all__ = ["Delivery", "RowDelivery", "SlotDelivery"]
+
+
+AHEAD = 2
+"""Rows by which memory is asked for before it is needed."""
 
 
 class Delivery(NamedTuple):
@@ -59,14 +64,18 @@ class RowDelivery(NamedTuple):
 
 @operation(Delivery)
 def deliver(op, k, row, part):
-    spikes, last = op.spikes, op.offsets.shape[0]
+    spikes, last, indices, target = op.spikes, op.offsets.shape[0], op.indices, op.target
     slot = (k - op.delay) % spikes.ring.shape[0]
     for q in range(spikes.counts.shape[1]):
         base = spikes.bounds[q]
-        for m in range(base, base + spikes.counts[slot, q]):
+        end = base + spikes.counts[slot, q]
+        for m in range(base, end):
+            if m + AHEAD < end:
+                later = spikes.ring[slot, m + AHEAD] - op.first
+                if 0 <= later < last:
+                    prefetch(indices, op.offsets[later, part], op.offsets[later, part + 1])
             i = spikes.ring[slot, m] - op.first
             if 0 <= i < last:
-                indices, target = op.indices, op.target
                 for s in range(op.offsets[i, part], op.offsets[i, part + 1]):
                     target[indices[s]] += scaled(at(op.weight, s), op.factor, i)
 
