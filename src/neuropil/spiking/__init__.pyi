@@ -28,6 +28,8 @@ from .neurons import LIFNeuron as LIFNeuron
 from .neurons import LIFState as LIFState
 from .neurons import NeuronModel as NeuronModel
 from .neurons import Step as Step
+from .nir import from_nir as from_nir
+from .nir import to_nir as to_nir
 from .recurrent import RecurrentLIF as RecurrentLIF
 from .recurrent import RecurrentSpiking as RecurrentSpiking
 from .recurrent import RecurrentState as RecurrentState

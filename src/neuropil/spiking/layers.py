@@ -349,6 +349,11 @@ class LeakyReadout(nn.Module):
             else:
                 setattr(self, name, value)
 
+    @property
+    def k(self) -> Number:
+        """What the current is multiplied by."""
+        return 1.0 - self.decay if self._weighs else 1.0 if self.gain is None else self.gain
+
     def init_state(self, shape: tuple[int, ...], like: Tensor) -> LeakyState:
         """Sums of 0."""
         return LeakyState(like.new_zeros(shape))
@@ -368,8 +373,7 @@ class LeakyReadout(nn.Module):
             FloatingPointError: if a sum overflowed.
         """
         state = self.init_state(tuple(current.shape[1:]), current) if state is None else state
-        gain = 1.0 if self.gain is None else self.gain
-        y, last = run_leaky(current, state.v, self.decay, 1.0 - self.decay if self._weighs else gain)
+        y, last = run_leaky(current, state.v, self.decay, self.k)
         return y, LeakyState(last)
 
     def extra_repr(self) -> str:
