@@ -93,6 +93,7 @@ class Projection:
     short_term: ShortTermPlasticity | None = None
     gate: Gate | None = None
     _edges: dict[tuple[torch.device, torch.dtype], Edges] = field(default_factory=dict, repr=False)
+    _cuts: dict[bytes, np.ndarray] = field(default_factory=dict, repr=False)
 
     def stored(self) -> SparseConnectivity:
         """The synapses; rows that are made just in time are made for good."""
@@ -176,7 +177,10 @@ class Projection:
         c = self.connectivity
         if isinstance(c, JustInTimeRows):
             return within, np.empty((0, within.size), np.int64)
-        return within, c.split(within)
+        key = within.tobytes()
+        if key not in self._cuts:
+            self._cuts[key] = c.split(within)
+        return within, self._cuts[key]
 
     def structures(
         self, arrays: dict[str, np.ndarray], spikes: dict[str, Spikes], weight: np.ndarray | np.generic
