@@ -36,7 +36,7 @@ from .plasticity import Plasticity
 from .populations import Group, PoissonInput, PoissonSource, Population, SpikeSource, require_values
 from .projections import Gate, Projection
 from .receptors import Receptor
-from .recording import Recording
+from .recording import Recording, whole_steps
 from .rules import ConnectionRule, Explicit, JustInTimeRows
 from .short_term import ShortTermPlasticity
 from .synapses import COBA, CUBA, NMDA, Exponential, LinearSynapse, Output, Synapse
@@ -237,7 +237,7 @@ class Network:
                 variable has a monitor's name.
             FloatingPointError: if a potential has become infinite or NaN.
         """
-        steps = _whole_steps("duration", duration, self.dt)
+        steps = whole_steps("duration", duration, self.dt, least=0)
         wiring = self.wiring
         if backend not in ("auto", "numba", "torch"):
             raise ValueError(f"backend must be 'auto', 'numba' or 'torch', got {backend!r}.")
@@ -246,7 +246,9 @@ class Network:
             raise ValueError(f"The compiled engine runs on the CPU, not on {wiring.device}.")
         wiring.initialise()
         given = engine.GivenInputs(wiring, inputs, steps)
-        sampling = engine.Monitors(wiring, monitors, 1 if every is None else _whole_steps("every", every, self.dt))
+        sampling = engine.Monitors(
+            wiring, monitors, 1 if every is None else whole_steps("every", every, self.dt, least=1)
+        )
         loop = engine.run_compiled if compiled else engine.run_torch
         return loop(wiring, steps, given, sampling, self.threads)
 
@@ -392,16 +394,6 @@ class Network:
         if delays is not None:
             raise ValueError("NMDA synapses keep one gate for each source: give all synapses the same delay.")
         return self.wiring.gate(pre, synapse, delay)
-
-
-def _whole_steps(name: str, time: float, dt: float) -> int:
-    """Steps in a time, which must be whole."""
-    if not (math.isfinite(time) and time >= 0):
-        raise ValueError(f"{name} must be finite and not negative, got {time} ms.")
-    steps = round(time / dt)
-    if abs(time / dt - steps) > 1e-6 * max(1.0, steps):
-        raise ValueError(f"{name} must be a multiple of dt = {dt} ms, got {time} ms.")
-    return steps
 
 
 def _check_combination(projection: Projection, nnz: int | None, synapse: Synapse) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from neuropil.spiking import statistics
 
-__all__ = ["DENSE_BYTES", "Recording"]
+__all__ = ["DENSE_BYTES", "Recording", "whole_steps"]
 
 DENSE_BYTES = 2**30
 """`Recording.to_dense` refuses to make anything larger."""
@@ -308,7 +308,7 @@ class Recording:
 
     def _from(self, name: str, since_ms: float) -> tuple[Steps, Steps, int]:
         """Spikes that are at least since_ms after the start, and the step where that is."""
-        since = self.start + _whole_steps("since_ms", since_ms, self.dt, least=0)
+        since = self.start + whole_steps("since_ms", since_ms, self.dt, least=0)
         if since >= self.end:
             raise ValueError(f"since_ms={since_ms:g} leaves nothing of a recording of {self.duration_ms:g} ms.")
         at = np.searchsorted(self.times[name], since)
@@ -316,13 +316,18 @@ class Recording:
 
     def _windows(self, argument: str, ms: float) -> tuple[int, int]:
         """Steps in a window, and the whole windows there are."""
-        width = _whole_steps(argument, ms, self.dt, least=1)
+        width = whole_steps(argument, ms, self.dt, least=1)
         if width > self.steps:
             raise ValueError(f"{argument}={ms:g} is longer than the recording, {self.duration_ms:g} ms.")
         return width, self.steps // width
 
 
-def _whole_steps(argument: str, ms: float, dt: float, *, least: int) -> int:
+def whole_steps(argument: str, ms: float, dt: float, *, least: int) -> int:
+    """Steps in a time of ms milliseconds, which must be whole and not fewer than `least`.
+
+    Raises:
+        ValueError: if they are not.
+    """
     steps = round(ms / dt) if math.isfinite(ms) else -1
     if steps < least or abs(steps * dt - ms) > 1e-6 * dt:
         raise ValueError(f"{argument} must be a multiple of dt={dt:g} ms, {least} or more times, got {ms:g}.")
