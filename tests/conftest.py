@@ -17,7 +17,7 @@ import tests.typechecker  # noqa: F401 - the import hook looks for it by name
 def checked_modules() -> list[str]:
     """Modules whose signatures are checked: all but data, which checks its own arguments, and what numba compiles."""
     root = Path(__file__).parent.parent / "src"
-    chapters = ("neurons", "learning", "spiking")
+    chapters = ("neurons", "learning", "spiking", "probes", "structure")
     files = [
         *root.glob("neuropil/*.py"),
         *(file for name in chapters for file in root.glob(f"neuropil/{name}/**/*.py")),

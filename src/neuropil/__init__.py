@@ -10,5 +10,5 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["atlas", "data", "learning", "losses", "neurons", "parallel", "plotting", "spiking", "statistics"],
+    submodules=["atlas", "data", "learning", "losses", "neurons", "parallel", "plotting", "probes", "spiking", "statistics", "structure"],
 )

@@ -1,0 +1,190 @@
+"""Entry by entry: one input passes its labels on, several unite them as broadcasting aligns them."""
+
+from neuropil.structure.graph.labels import Axis
+from neuropil.structure.graph.reading import Call, Reader, Value, rule
+
+UNARY = [
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "celu",
+    "gelu",
+    "silu",
+    "mish",
+    "softplus",
+    "sigmoid",
+    "log_sigmoid",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
+    "tanh",
+    "hardshrink",
+    "softshrink",
+    "tanhshrink",
+    "softsign",
+    "threshold",
+    "dropout",
+    "feature_dropout",
+    "alpha_dropout",
+    "feature_alpha_dropout",
+    "native_dropout",
+    "abs",
+    "neg",
+    "negative",
+    "exp",
+    "exp2",
+    "expm1",
+    "log",
+    "log2",
+    "log10",
+    "log1p",
+    "sqrt",
+    "rsqrt",
+    "square",
+    "reciprocal",
+    "sin",
+    "cos",
+    "tan",
+    "asin",
+    "acos",
+    "atan",
+    "sinh",
+    "cosh",
+    "erf",
+    "erfc",
+    "sign",
+    "sgn",
+    "floor",
+    "ceil",
+    "round",
+    "trunc",
+    "frac",
+    "clamp",
+    "clamp_min",
+    "clamp_max",
+    "clip",
+    "nan_to_num",
+    "isnan",
+    "isinf",
+    "isfinite",
+    "logical_not",
+    "bitwise_not",
+    "to",
+    "_to_copy",
+    "type_as",
+    "float",
+    "double",
+    "half",
+    "clone",
+    "contiguous",
+    "alias",
+    "detach",
+    "lift",
+    "lift_fresh",
+    "lift_fresh_copy",
+    "positive",
+    "cpu",
+    "cuda",
+    "requires_grad",
+]
+BROADCAST = [
+    "add",
+    "sub",
+    "rsub",
+    "subtract",
+    "mul",
+    "multiply",
+    "div",
+    "divide",
+    "true_divide",
+    "floor_divide",
+    "fmod",
+    "remainder",
+    "pow",
+    "maximum",
+    "minimum",
+    "fmax",
+    "fmin",
+    "where",
+    "masked_fill",
+    "lerp",
+    "addcmul",
+    "addcdiv",
+    "atan2",
+    "hypot",
+    "logaddexp",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "logical_and",
+    "logical_or",
+    "logical_xor",
+    "bitwise_and",
+    "bitwise_or",
+    "bitwise_xor",
+    "__and__",
+    "__or__",
+    "__xor__",
+    "copy",
+    "prelu",
+    "xlogy",
+    "heaviside",
+    "nextafter",
+]
+# What reads nothing but the shape, the type or the device of its input.
+SHAPE_ONLY = [
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "rand_like",
+    "randn_like",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+    "_assert_tensor_metadata",
+    "sym_size",
+    "sym_numel",
+    "_assert_async",
+]
+
+
+@rule(*UNARY)
+def unary(reader: Reader, call: Call) -> Value | tuple[Value, ...]:
+    """Pass labels on."""
+    value: Value = call.values()[0]
+    out = Value(
+        call.shape,
+        value.axes,
+        value.origin if call.name in {"to", "_to_copy", "clone", "contiguous", "alias", "detach"} else (),
+    )
+    return (out, *(Value(shape, value.axes) for shape in call.shapes[1:]))
+
+
+@rule(*BROADCAST)
+def broadcast(reader: Reader, call: Call) -> Value:
+    """Unite index by index where sizes above 1 meet; a size of 1 constrains nothing."""
+    values = call.values()
+    if call.name == "prelu":
+        values = [values[0], _channels(values[1], len(values[0].shape))]
+    return Value(call.shape, reader.broadcast(values, call.shape, call))
+
+
+def _channels(weight: Value, dims: int) -> Value:
+    """See a vector of channels as a tensor with as many axes as what it meets, channels second."""
+    shape = [1] * dims
+    axes: list[Axis] = [None] * dims
+    shape[min(1, dims - 1)], axes[min(1, dims - 1)] = weight.shape[0], weight.axes[0]
+    return Value(tuple(shape), tuple(axes))
+
+
+@rule(*SHAPE_ONLY)
+def shape_only(reader: Reader, call: Call) -> tuple[Value, ...]:
+    """Carry nothing on: what is made does not depend on the values."""
+    return tuple(Value.free(shape) for shape in call.shapes)

@@ -1,0 +1,262 @@
+"""Find the units of any network: export it to ATen operations, read those, and group what must go together.
+
+`torch.export` sees functional uses of weights, views with concrete shapes and the names of parameters. What it refuses,
+data-dependent control flow above all, is refused here with its message and the cure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import export
+from torch.export.graph_signature import InputKind
+
+from neuropil.structure.graph import rules
+from neuropil.structure.graph.labels import Axis, Solution
+from neuropil.structure.graph.reading import Reader, Value
+from neuropil.structure.graph.unit_graph import Axes, Count, Reading, UnitGraph
+from neuropil.structure.graph.units import Member, UnitGroup
+
+__all__ = ["Example", "aliases", "arguments", "evaluating", "forward", "trace_units"]
+
+Example = Tensor | Sequence | Mapping[str, Any]
+KINDS = {InputKind.PARAMETER, InputKind.BUFFER}
+_ = rules  # importing them registers them
+
+
+def trace_units(net: nn.Module, example_inputs: Example) -> UnitGraph:
+    """Find which parameter axes form one unit, in any module that `torch.export` can read.
+
+    The network is read in eval mode; its mode is restored, its parameters are not touched.
+
+    Args:
+        net: any module.
+        example_inputs: what it is called with: a tensor, a tuple of arguments, or a dict of keywords. Sizes that vary
+            (batch, time) may be small.
+
+    Returns:
+        The groups of coupled units, frozen ones included, each with the reason.
+
+    Raises:
+        TypeError: if the network does not run on the example.
+        ValueError: if it cannot be exported; the message names the operation.
+
+    Source: coupled channels after Wang et al. 2024, arXiv 2403.18955; here every axis carries labels that operations
+        unite, split and join.
+    """
+    with evaluating(net), torch.no_grad():
+        try:
+            forward(net, example_inputs)
+        except Exception as error:
+            raise TypeError(f"The network does not run on example_inputs: {error}") from error
+        args, keywords = arguments(example_inputs)
+        try:
+            program = export(net, args, keywords, strict=False)
+        except Exception as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            said = [*lines[:2], *(line for line in lines[2:] if line.startswith("Caused by"))]
+            raise ValueError(
+                f"torch.export cannot read {type(net).__name__}: {' '.join(said)} The two usual cures: replace a "
+                f"branch on the values of a tensor by torch.where or torch.cond, and pass as keywords what the forward "
+                f"expects as keywords (use_cache=False, for instance)."
+            ) from error
+    reader = Reader()
+    alike = aliases(net)
+    inputs = []
+    for spec in program.graph_signature.input_specs:
+        if spec.kind in KINDS:
+            inputs.append(_parameter(net, reader, str(spec.target), alike, program))
+        else:
+            inputs.append(_free(program, spec))
+    returned = reader.run(program.graph_module, inputs)
+    for value in _flat(returned):
+        for axis in value.axes:
+            if axis is not None:
+                reader.labels.freeze(axis, "returned by the network")
+    _freeze_unused(program, reader, alike)
+    solution = reader.labels.solve()
+    groups, classes = _grouped(reader, solution)
+    sizes = [
+        (name, 1, _axes(solution, value.axes, value.shape, classes))
+        for name, value in reader.parameters.items()
+        if name in dict(net.named_parameters())
+    ]
+    products = [
+        (product.module, product.constant, _axes(solution, product.axes, product.sizes, classes))
+        for product in reader.products
+    ]
+    names = {
+        first: tuple(other for other, to in alike.items() if to == first and other != first)
+        for first in reader.parameters
+    }
+    graph = UnitGraph(groups, reader.unknown, _shared(sizes), _shared(products), names)
+    graph.reading = Reading(program, reader.values, reader.fits, solution, classes, example_inputs)
+    return graph
+
+
+def arguments(example: Example) -> tuple[tuple, dict[str, Any]]:
+    """Give the positional and keyword arguments that an example stands for."""
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (example,) if isinstance(example, Tensor) else tuple(example), {}
+
+
+def forward(net: nn.Module, example: Example) -> Any:
+    """Call a network on an example."""
+    args, keywords = arguments(example)
+    return net(*args, **keywords)
+
+
+@contextmanager
+def evaluating(net: nn.Module):
+    """Put every module into eval mode, and each back into its own afterwards."""
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def aliases(net: nn.Module) -> dict[str, str]:
+    """For every name of a parameter or buffer, the first name of the same tensor."""
+    first: dict[int, str] = {}
+    named = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in named}
+
+
+def _parameter(net: nn.Module, reader: Reader, name: str, alike: Mapping[str, str], program: Any) -> Value:
+    """Label the axes of a parameter, once for all of its names."""
+    first = alike.get(name, name)
+    if first not in reader.parameters:
+        tensor = program.state_dict.get(name, program.constants.get(name))
+        if tensor is None:
+            tensor = net.get_buffer(name)
+        lasting = name in program.state_dict
+        labelled = lasting and tensor.is_floating_point()
+        axes = tuple(reader.labels.fresh(n) if labelled and n > 1 else None for n in tensor.shape)
+        origin = tuple((first, k) for k in range(tensor.ndim))
+        reader.parameters[first] = Value(tuple(tensor.shape), axes, origin)
+    return reader.parameters[first]
+
+
+def _free(program: Any, spec: Any) -> Any:
+    for node in program.graph_module.graph.nodes:
+        if node.op == "placeholder" and node.name == spec.arg.name:
+            made = node.meta.get("val")
+            return Value.free(made.shape) if isinstance(made, Tensor) else made
+    return None
+
+
+def _freeze_unused(program: Any, reader: Reader, alike: Mapping[str, str]) -> None:
+    """Freeze parameters that no operation reads: nothing says what their axes mean."""
+    used: set[str] = set()
+    nodes = {node.name: node for node in program.graph_module.graph.nodes if node.op == "placeholder"}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind in KINDS and nodes[spec.arg.name].users:
+            used.add(alike.get(spec.target, spec.target))
+    for name, value in reader.parameters.items():
+        if name not in used:
+            for axis in value.axes:
+                if axis is not None:
+                    reader.labels.freeze(axis, "not used by the network")
+
+
+def _flat(tree: Any) -> list[Value]:
+    if isinstance(tree, Value):
+        return [tree]
+    if isinstance(tree, (list, tuple)):
+        return [value for one in tree for value in _flat(one)]
+    return []
+
+
+def _grouped(reader: Reader, solution: Solution) -> tuple[list[UnitGroup], np.ndarray]:
+    """Gather the rows of every unit, and units with the same rows of the same parameters into groups.
+
+    Also returns the running number of every class of labels, in the order of groups and units, or -1.
+    """
+    places = [
+        (name, axis, labels)
+        for name, value in reader.parameters.items()
+        for axis, labels in enumerate(value.axes)
+        if labels is not None and (name, axis) not in reader.kernels
+    ]
+    rows: dict[int, list[tuple[int, np.ndarray]]] = {}
+    for place, (_, _, labels) in enumerate(places):
+        positions, classes = solution.below(labels)
+        order = np.lexsort((positions, classes))
+        positions, classes = positions[order], classes[order]
+        found, start = np.unique(classes, return_index=True)
+        for one, part in zip(found, np.split(positions, start[1:]), strict=True):
+            rows.setdefault(int(one), []).append((place, part))
+    gathered: dict[tuple, list[int]] = {}
+    for one, parts in rows.items():
+        pattern = tuple((place, (part - part[0]).tobytes()) for place, part in parts)
+        gathered.setdefault((pattern, int(solution.frozen[one]), int(solution.inexact[one])), []).append(one)
+    found = sorted(gathered.items(), key=lambda item: (item[0][0][0][0], rows[item[1][0]][0][1][0]))
+    numbers = np.full(len(solution.frozen), -1)
+    groups: list[UnitGroup] = []
+    count = 0
+    for (_, frozen, inexact), classes in found:
+        classes.sort(key=lambda one: tuple(int(part[0]) for _, part in rows[one]))
+        members = []
+        for k, (place, _) in enumerate(rows[classes[0]]):
+            name, axis, _ = places[place]
+            index = torch.from_numpy(np.stack([rows[one][k][1] for one in classes]).astype(np.int64))
+            members.append(Member(name, axis, index, "in" if (name, axis) in reader.inputs else "out"))
+        single = len(classes) == 1 and frozen < 0
+        reason = solution.reasons[frozen] if frozen >= 0 else "a single unit" if single else None
+        if reason is None and inexact >= 0:
+            reason = solution.reasons[inexact]
+        open_ = frozen < 0 and not single
+        groups.append(UnitGroup("", len(classes), tuple(members), open_, open_ and inexact < 0, open_, reason))
+        numbers[classes] = np.arange(count, count + len(classes))
+        count += len(classes)
+    return _named(groups), numbers
+
+
+def _named(groups: Sequence[UnitGroup]) -> list[UnitGroup]:
+    """Name groups after what produces them (or reads them: "in"), then by units x rows, then by number."""
+    firsts = [(group.producing() or group.members)[0] for group in groups]
+    short = [first.parameter.removesuffix(".weight") + ("" if first.role == "out" else ".in") for first in firsts]
+    names = [
+        name if short.count(name) == 1 else f"{name}:{group.size}x{first.index.shape[1]}"
+        for name, group, first in zip(short, groups, firsts, strict=True)
+    ]
+    seen: dict[str, int] = {}
+    result = []
+    for name, group in zip(names, groups, strict=True):
+        seen[name] = seen.get(name, 0) + 1
+        unique = name if names.count(name) == 1 else f"{name}#{seen[name]}"
+        result.append(
+            UnitGroup(unique, *(getattr(group, part) for part in UnitGroup.__dataclass_fields__ if part != "name"))
+        )
+    return result
+
+
+def _axes(solution: Solution, axes: Sequence[Axis], sizes: Sequence[int], numbers: np.ndarray) -> tuple[Axes, ...]:
+    """For every axis, which positions go with which units."""
+    listed = []
+    for axis, size in zip(axes, sizes, strict=True):
+        if axis is None:
+            listed.append((size, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)))
+            continue
+        positions, classes = solution.below(axis)
+        units = numbers[classes]
+        listed.append((size, positions[units >= 0], units[units >= 0]))
+    return tuple(listed)
+
+
+def _shared(counts: Sequence[Count]) -> list[Count]:
+    """Let equal axes be one object, so that each is counted once."""
+    known: dict[tuple, Axes] = {}
+    return [
+        (name, constant, tuple(known.setdefault((a[0], a[1].tobytes(), a[2].tobytes()), a) for a in axes))
+        for name, constant, axes in counts
+    ]

@@ -1,0 +1,88 @@
+"""Sizes that known modules remember beside their weights, set right after rows were cut or added."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from neuropil.structure.surgery.attention import SlimAttention
+from neuropil.structure.surgery.rows import Rows
+
+__all__ = ["settle_sizes"]
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+def settle_sizes(net: nn.Module, rows: Rows, old: Mapping[str, tuple[int, ...]]) -> None:
+    """Set in_features, out_channels, groups, normalized_shape and their like after the parameters' new shapes.
+
+    Args:
+        net: whose parameters have been replaced.
+        rows: what every axis that changed now holds.
+        old: shapes of the parameters before, by name.
+    """
+    touched = {name.rpartition(".")[0] for name in rows}
+    for path in touched:
+        module = net.get_submodule(path)
+        mine = {name.rpartition(".")[2]: rows[name] for name in rows if name.rpartition(".")[0] == path}
+        shape = old.get(f"{path}.weight" if path else "weight", ())
+        _settle(module, mine, shape)
+    for path, module in list(net.named_modules()):
+        if isinstance(module, nn.MultiheadAttention):
+            inside = [name for name in rows if name.startswith(f"{path}." if path else "")]
+            if inside:
+                slim = SlimAttention(
+                    module, _heads(module, rows.get(f"{path}.in_proj_weight" if path else "in_proj_weight"))
+                )
+                parent, _, last = path.rpartition(".")
+                setattr(net.get_submodule(parent), last, slim)
+
+
+def _settle(module: nn.Module, rows: Mapping[str, Mapping[int, Tensor]], old: tuple[int, ...]) -> None:
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, CONVOLUTIONS):
+        groups = _blocks(rows.get("weight", {}).get(0), old[0], module.groups)
+        first, second = module.weight.shape[:2]
+        sizes = (first, second * groups)
+        module.out_channels, module.in_channels = sizes[::-1] if module.transposed else sizes
+        module.groups = groups
+    elif isinstance(module, BATCH_NORMS):
+        kept = next((index for axes in rows.values() for index in axes.values()), None)
+        module.num_features = len(kept) if kept is not None else module.num_features
+    elif isinstance(module, nn.GroupNorm):
+        module.num_groups = _blocks(
+            rows.get("weight", rows.get("bias", {})).get(0), module.num_channels, module.num_groups
+        )
+        module.num_channels = module.weight.shape[0]
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.numel()
+    elif isinstance(module, nn.Bilinear):
+        module.out_features, module.in1_features, module.in2_features = module.weight.shape
+    elif type(module).__name__ == "Conv1D" and isinstance(weight, nn.Parameter):  # of transformers: (inputs, outputs)
+        vars(module).update(nx=weight.shape[0], nf=weight.shape[1])
+
+
+def _blocks(rows: Tensor | None, size: int, blocks: int) -> int:
+    """Count the blocks that an axis now has: of cut ones those with anything left, of copied ones every copy."""
+    if rows is None:
+        return blocks
+    within = size // blocks
+    if within == 1:
+        return len(rows)
+    block, place = rows // within, rows % within
+    again = (place[1:] == 0) & (place[:-1] == within - 1)  # a whole block was copied
+    return 1 + int(((block[1:] != block[:-1]) | again).sum())
+
+
+def _heads(module: nn.MultiheadAttention, rows: Mapping[int, Tensor] | None) -> int:
+    """Count the heads that are left, from the first third of the in-projection."""
+    if rows is None or 0 not in rows:
+        return module.num_heads
+    kept = rows[0]
+    return _blocks(kept[kept < module.embed_dim], module.embed_dim, module.num_heads)
