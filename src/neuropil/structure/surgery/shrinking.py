@@ -1,6 +1,6 @@
 """Remove units for real: smaller parameters, buffers, gradients and optimizer state, and every size set right."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -130,7 +130,11 @@ def cut(
     return Cut(rows, set_attributes(net, needed, kept_units(keep), rows))
 
 
-def load_pruned(make_net: Any, spec: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn.Module:
+def load_pruned(
+    make_net: Callable[[], nn.Module],
+    spec: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    state_dict: Mapping[str, Tensor],
+) -> nn.Module:
     """Build a network, cut it as another was cut, and load that one's parameters: nothing is unpickled.
 
     Args:
@@ -142,7 +146,7 @@ def load_pruned(make_net: Any, spec: Mapping[str, Any], state_dict: Mapping[str,
         ValueError: if the specification is none, or does not fit.
     """
     net = make_net()
-    for one in spec if isinstance(spec, (list, tuple)) else [spec]:
+    for one in [spec] if isinstance(spec, Mapping) else spec:
         made = Cut.from_spec(one)
         tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
         missing = sorted(set(made.rows) - set(tensors))

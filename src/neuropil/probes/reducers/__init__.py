@@ -1,0 +1,1 @@
+"""Statistics of a stream, one a file; `neuropil.probes.streams` names them all."""

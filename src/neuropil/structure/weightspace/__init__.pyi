@@ -1,0 +1,12 @@
+from .interpolation import Barrier as Barrier
+from .interpolation import interpolate as interpolate
+from .interpolation import loss_barrier as loss_barrier
+from .interpolation import on_the_line as on_the_line
+from .interpolation import reset_norm_ as reset_norm_
+from .scale import KeepControl as KeepControl
+from .scale import MaxMean as MaxMean
+from .scale import ScaleSearch as ScaleSearch
+from .scale import choose_scale as choose_scale
+from .vectors import TaskVector as TaskVector
+from .vectors import analogy as analogy
+from .vectors import sum_of as sum_of
