@@ -21,9 +21,9 @@ from neuropil.structure.graph.units import Aggregate, Norm, UnitGroup
 from neuropil.structure.repair import OptimalBrainRepair
 from neuropil.structure.speed import Timing, latency
 from neuropil.structure.surgery.containers import discover
-from neuropil.structure.surgery.shrinking import Cut, cut
+from neuropil.structure.surgery.shrinking import Cut, Known, cut
 
-__all__ = ["PruneReport", "prune_units", "select_units"]
+__all__ = ["PruneReport", "prune_units", "remove_units", "select_units"]
 
 Scope = Literal["global", "group"]
 Target = Literal["keep", "macs", "params"]
@@ -175,19 +175,46 @@ def prune_units(
     chosen = select_units(
         graph, candidates, scores, target, fraction, scope=scope, round_to=round_to, min_units=min_units
     )
+    return remove_units(net, chosen, graph, repair=repair, optimizer=optimizer, found=found)
+
+
+def remove_units(
+    net: nn.Module,
+    keep: Mapping[str, Tensor],
+    graph: UnitGraph,
+    *,
+    repair: OptimalBrainRepair | None = None,
+    optimizer: Optimizer | None = None,
+    found: Known | None = None,
+) -> PruneReport:
+    """Remove chosen units in place, as `prune_units` does once it has chosen, and report.
+
+    Args:
+        net: changed in place.
+        keep: by group, which units stay.
+        graph: its units.
+        repair: refits what reads the units that go.
+        optimizer: goes on with what is left.
+        found: what `discover` found for these groups, to save its trials.
+
+    Raises:
+        KeyError, ValueError: as `shrink`.
+    """
+    graph.check(keep)
+    found = discover(net, graph, [graph[name] for name in keep]) if found is None else found
     before = graph.parameters(), graph.macs()
-    repaired = repair.apply_(net, chosen, graph) if repair is not None else []
-    made = cut(net, chosen, graph, optimizer=optimizer, known=found)
+    repaired = repair.apply_(net, keep, graph) if repair is not None else []
+    made = cut(net, keep, graph, optimizer=optimizer, known=found)
     if repair is not None:
         repair.finish_(net)
     return PruneReport(
         net=net,
         parameters_before=before[0],
-        parameters_after=graph.parameters(chosen),
+        parameters_after=graph.parameters(keep),
         macs_before=before[1],
-        macs_after=graph.macs(chosen),
-        kept={name: (int(kept.sum()), len(kept)) for name, kept in chosen.items()},
-        frozen=_frozen(graph, stuck),
+        macs_after=graph.macs(keep),
+        kept={name: (int(kept.sum()), len(kept)) for name, kept in keep.items()},
+        frozen=_frozen(graph, {name: these for name, these in found.items() if isinstance(these, str)}),
         repaired=tuple(repaired),
         cut=made,
     )

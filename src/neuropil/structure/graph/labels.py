@@ -10,6 +10,7 @@ units, whole blocks and one position of every block. An index disappears when an
     atom ~ pair     binds the atom to the pair: it is no unit of its own
     freeze(a)       nothing below these labels may be removed
     inexact(a)      removing is not the same as masking: something sums or normalises over the axis
+    contracted(a)   the units meet one another in a sum of products, as queries and keys do
 
 Edges are collected and solved together: connected components, then one round more for what the pairs of a component
 imply, until nothing new is implied (first-order unification by fixed point).
@@ -36,6 +37,7 @@ class Labels:
         self._pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray, int, int]] = []
         self._frozen: list[tuple[np.ndarray, int]] = []
         self._inexact: list[tuple[np.ndarray, int]] = []
+        self._contracted: list[np.ndarray] = []
         self.reasons: list[str] = []
         self._known: dict[tuple, object] = {}
 
@@ -59,6 +61,10 @@ class Labels:
     def inexact(self, labels: np.ndarray, reason: str) -> None:
         """Note that removing these differs from masking them, and say why."""
         self._inexact.append((labels, self._reason(reason)))
+
+    def contracted(self, labels: np.ndarray) -> None:
+        """Note that units meet one another in a sum of products before any parameter reads them."""
+        self._contracted.append(labels)
 
     def pairs(self, outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
         """Label an axis that runs over (outer, inner), the inner faster."""
@@ -125,6 +131,8 @@ class Labels:
             solution.mark(solution.frozen, labels, reason)
         for labels, reason in self._inexact:
             solution.mark(solution.inexact, labels, reason)
+        for labels in self._contracted:
+            solution.mark(solution.contracted, labels, 0)
         solution.sink()
         return solution
 
@@ -157,6 +165,7 @@ class Solution:
         count = int(self.classes.max()) + 1 if len(self.classes) else 0
         self.frozen = np.full(count, -1)
         self.inexact = np.full(count, -1)
+        self.contracted = np.full(count, -1)
         self.outer = np.full(count, -1)
         self.inner = np.full(count, -1)
 
@@ -173,7 +182,7 @@ class Solution:
     def sink(self) -> None:
         """Pass marks from pairs to what they are made of; a class that contains itself is frozen."""
         made, outer, inner = self._links
-        for marks in (self.frozen, self.inexact):
+        for marks in (self.frozen, self.inexact, self.contracted):
             for _ in range(DEPTH):
                 before = marks.copy()
                 for below in (outer, inner):

@@ -256,6 +256,11 @@ class Reader:
         if origin is not None:
             self.inputs.add(origin)
 
+    def meets(self, axis: Axis) -> None:
+        """Note that an axis of activations is summed over against another: no parameter reads these units there."""
+        if axis is not None:
+            self.labels.contracted(axis)
+
     def multiplies(self, call: Call, constant: int, *axes: tuple[int, Axis]) -> None:
         """Count multiply-accumulates: a constant times each of the axes, given as (size, labels)."""
         self.products.append(Product(call.module, constant, tuple(a for _, a in axes), tuple(n for n, _ in axes)))

@@ -198,12 +198,13 @@ def _grouped(reader: Reader, solution: Solution) -> tuple[list[UnitGroup], np.nd
     gathered: dict[tuple, list[int]] = {}
     for one, parts in rows.items():
         pattern = tuple((place, (part - part[0]).tobytes()) for place, part in parts)
-        gathered.setdefault((pattern, int(solution.frozen[one]), int(solution.inexact[one])), []).append(one)
+        marks = int(solution.frozen[one]), int(solution.inexact[one]), int(solution.contracted[one])
+        gathered.setdefault((pattern, *marks), []).append(one)
     found = sorted(gathered.items(), key=lambda item: (item[0][0][0][0], rows[item[1][0]][0][1][0]))
     numbers = np.full(len(solution.frozen), -1)
     groups: list[UnitGroup] = []
     count = 0
-    for (_, frozen, inexact), classes in found:
+    for (_, frozen, inexact, contracted), classes in found:
         classes.sort(key=lambda one: tuple(int(part[0]) for _, part in rows[one]))
         members = []
         for k, (place, _) in enumerate(rows[classes[0]]):
@@ -215,7 +216,8 @@ def _grouped(reader: Reader, solution: Solution) -> tuple[list[UnitGroup], np.nd
         if reason is None and inexact >= 0:
             reason = solution.reasons[inexact]
         open_ = frozen < 0 and not single
-        groups.append(UnitGroup("", len(classes), tuple(members), open_, open_ and inexact < 0, open_, reason))
+        exact = open_ and inexact < 0
+        groups.append(UnitGroup("", len(classes), tuple(members), open_, exact, open_, reason, contracted >= 0))
         numbers[classes] = np.arange(count, count + len(classes))
         count += len(classes)
     return _named(groups), numbers

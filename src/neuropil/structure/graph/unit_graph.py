@@ -52,6 +52,7 @@ class UnitGraph:
         names: other names of the same tensor, by the name that members use.
 
     Attributes:
+        products: where the network multiplies and accumulates.
         reading: the exported network, which surgery proves itself against; None for groups read from a specification.
     """
 
@@ -67,7 +68,7 @@ class UnitGraph:
         self.unknown = tuple(unknown)
         self.names = dict(names or {})
         self.reading: Reading | None = None
-        self._sizes, self._products = tuple(sizes), tuple(products)
+        self._sizes, self.products = tuple(sizes), tuple(products)
         ends = np.cumsum([0, *(group.size for group in groups)])
         self._offsets = dict(zip(self._groups, ends[:-1], strict=True))
         self._total = int(ends[-1])
@@ -152,12 +153,12 @@ class UnitGraph:
 
     def macs(self, keep: Keep | None = None) -> int:
         """Count the multiply-accumulates of the example's forward, after the removal of units (see `parameters`)."""
-        return self._count(self._products, keep)
+        return self._count(self.products, keep)
 
     def modules(self) -> dict[str, int]:
         """Count multiply-accumulates by the module that does them."""
         counted: dict[str, int] = {}
-        for name, constant, axes in self._products:
+        for name, constant, axes in self.products:
             counted[name] = counted.get(name, 0) + constant * math.prod(size for size, _, _ in axes)
         return counted
 

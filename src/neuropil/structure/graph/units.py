@@ -44,6 +44,7 @@ class UnitGroup:
         exact: whether the network without a unit computes what it computes with the unit masked.
         permutable: whether the order of the units may change.
         reason: why it is not prunable, or not exact; None if it is both.
+        contracted: whether the units meet one another in a sum of products (queries with keys) before they are read.
     """
 
     name: str
@@ -53,6 +54,7 @@ class UnitGroup:
     exact: bool
     permutable: bool
     reason: str | None
+    contracted: bool = False
 
     def producing(self) -> tuple[Member, ...]:
         """Give the members that produce the units."""
@@ -106,6 +108,7 @@ def described(groups: Sequence[UnitGroup]) -> list[dict]:
             "exact": group.exact,
             "permutable": group.permutable,
             "reason": group.reason,
+            "contracted": group.contracted,
             "members": [
                 {"parameter": m.parameter, "axis": m.axis, "role": m.role, "index": m.index.tolist()}
                 for m in group.members

@@ -6,6 +6,7 @@ number of labels that survive on its axis; the default scale of attention is wri
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,9 @@ def rewritten(net: nn.Module, graph: UnitGraph, keep: Keep, rows: Rows) -> Graph
     reading = graph.reading
     if reading is None:
         raise ValueError("This graph was read from a specification: trace the network to rewrite it.")
-    program = copy.deepcopy(reading.program)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)  # torch's own way of copying its specifications
+        program = copy.deepcopy(reading.program)
     survivors = Survivors(reading, graph.gone(keep))
     for old, new in _together(reading.program.graph_module, program.graph_module):
         for k, value in _literals(old, reading, survivors).items():

@@ -15,7 +15,7 @@ from neuropil.structure.surgery.leaves import settle_sizes
 from neuropil.structure.surgery.rewrite import rewritten
 from neuropil.structure.surgery.rows import Rows, replace, select
 
-__all__ = ["Cut", "cut", "load_pruned", "shrink"]
+__all__ = ["Cut", "Known", "cut", "load_pruned", "shrink"]
 
 Known = Mapping[str, "tuple[Attribute, ...] | str"]
 

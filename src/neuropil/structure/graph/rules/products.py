@@ -122,6 +122,8 @@ def _matmul(reader: Reader, call: Call, first: Value, second: Value) -> Value:
         reader.unite(second.axes[down], first.axes[-1], call)
     reader.contracts(first, -1)
     reader.contracts(second, down)
+    if first.origin[-1] is None and second.origin[down] is None:
+        reader.meets(first.axes[-1])
     rows = [] if len(first.shape) == 1 else [(first.shape[-2], first.axes[-2])]
     columns = [] if len(second.shape) == 1 else [(second.shape[-1], second.axes[-1])]
     lead_shape = call.shape[: len(call.shape) - len(rows) - len(columns)]
@@ -140,8 +142,7 @@ def attention(reader: Reader, call: Call) -> Value:
     q, k, v = call["query"], call["key"], call["value"]
     if q.shape[-1] > 1:
         reader.unite(k.axes[-1], q.axes[-1], call)
-    for value in (q, k):
-        reader.contracts(value, -1)
+    reader.meets(q.axes[-1])
     for x in (q, k, v):
         reader.freeze(x.axes[-2], call, "attends over these")
     mask = call.get("attn_mask")
@@ -177,6 +178,8 @@ def einsum(reader: Reader, call: Call) -> Value:
         for letter, size, axis, k in zip(term, value.shape, value.axes, range(len(term)), strict=True):
             if letter not in right:
                 reader.contracts(value, k)
+                if all(v.origin[t.index(letter)] is None for t, v in zip(terms, values, strict=True) if letter in t):
+                    reader.meets(axis)
                 if sum(letter in other for other in terms) == 1:
                     reader.mark_inexact(axis, call, "sums over these units")
             if letter in letters and size > 1 and letters[letter][0] > 1:
