@@ -254,6 +254,22 @@ def test_a_layer_called_twice_counts_both_calls():
     assert float(factors.A["layer"][-1, -1]) == pytest.approx(2)
 
 
+def test_strided_single_and_broken_inputs():
+    net, (x, _) = smooth_net(4, 5, 3), task()
+    plain, strided = factors_of(net, x), factors_of(net, x.T.contiguous().T)
+    assert_close(plain.A, strided.A)
+    assert_close(plain.G, strided.G)
+    single = factors_of(net, x[:1])
+    assert torch.linalg.matrix_rank(single.A["0"]) == 1
+    with pytest.raises(FloatingPointError, match="factor of 0 is not finite"):
+        factors_of(net, float("inf") * x, fisher="sampled", likelihood="normal")
+    with pytest.raises(ValueError, match="examples"):
+        factors = KroneckerFactors(net)
+        with factors:
+            output = net(x)
+        factors.update(output, examples=0)
+
+
 def test_unsupported_layers_are_refused_by_name():
     grouped = nn.Sequential(nn.Conv2d(4, 4, 1, groups=2), nn.Flatten())
     with pytest.raises(ValueError, match="0 is a convolution of 2 groups"):

@@ -150,6 +150,20 @@ def test_quadratic_is_the_second_difference_of_the_loss():
     assert matrix.quadratic(vector) == pytest.approx((losses[0] - 2 * losses[1] + losses[2]) / 1e-8, rel=1e-4)
 
 
+def test_one_example_huge_and_strided_inputs():
+    net, (x, y) = smooth_net(4, 5, 3), task()
+    strided = x.T.contiguous().T
+    vector = torch.randn(43, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert not strided.is_contiguous()
+    assert_close(hvp(net, (strided, y), cross_entropy, vector), hvp(net, (x, y), cross_entropy, vector))
+    every_other = torch.randn(86, dtype=torch.float64)[::2]
+    assert_close(hvp(net, (x, y), cross_entropy, every_other), hvp(net, (x, y), cross_entropy, every_other.clone()))
+    one = (x[:1], y[:1])
+    assert_close(Hessian(net, one, cross_entropy).to_dense(), full_hessian(net, one, cross_entropy))
+    assert ggn(net, (1e150 * x, y), cross_entropy, vector).isfinite().all()
+    assert not hvp(net, (float("nan") * x, y), cross_entropy, vector).isfinite().all()
+
+
 def test_bad_input_is_named():
     net, (x, y) = smooth_net(4, 3), task()
     with pytest.raises(TypeError, match="iterator, gone after one pass"):

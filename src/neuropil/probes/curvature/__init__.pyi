@@ -12,6 +12,7 @@ from .lanczos import Eigen as Eigen
 from .lanczos import Krylov as Krylov
 from .lanczos import lanczos as lanczos
 from .lanczos import top_eigenvalues as top_eigenvalues
+from .operators import Curvature as Curvature
 from .operators import GaussNewton as GaussNewton
 from .operators import Hessian as Hessian
 from .operators import Symmetric as Symmetric

@@ -128,7 +128,7 @@ class KroneckerFactors:
             raise ValueError(f'fisher "{self.fisher}" needs {wanted}, got shape {tuple(output.shape)}.')
         record = self._recorder
         record.check()
-        count = examples or (record.examples if scalar else len(output))
+        count = (record.examples if scalar else len(output)) if examples is None else examples
         if count < 1:
             raise ValueError(f"examples must be at least 1, got {count}.")
         new_g = self._gradient_factors(output, count)
@@ -271,7 +271,7 @@ def _eye(matrix: Tensor) -> Tensor:
 
 def _largest(matrix: Float[Tensor, "size size"]) -> float:
     if len(matrix) <= DENSE:
-        return float(torch.linalg.eigvalsh(matrix)[-1])
+        return float(torch.linalg.eigvalsh(matrix.double())[-1])
     return float(top_eigenvalues(matrix, tol=1e-4).values[0])
 
 

@@ -84,7 +84,8 @@ def _fresh(matrix: Symmetric, basis: Tensor, generator: torch.Generator) -> Tens
 
 def _iterate(matrix: Symmetric, steps: int, generator: torch.Generator, start: Tensor | None) -> Iterator[Krylov]:
     """Lanczos, one step at a time."""
-    basis = torch.zeros(steps, matrix.size, device=matrix.device, dtype=matrix.dtype)
+    # Room for a few vectors at first: most calls converge long before their limit, and a vector is as large as the net.
+    basis = torch.zeros(min(steps, 16), matrix.size, device=matrix.device, dtype=matrix.dtype)
     alphas: list[float] = []
     betas: list[float] = []
     basis[0] = _fresh(matrix, basis[:0], generator) if start is None else start / start.norm()
@@ -105,6 +106,8 @@ def _iterate(matrix: Symmetric, steps: int, generator: torch.Generator, start: T
         if step + 1 == steps:
             return
         betas.append(0.0 if exhausted else beta)
+        if step + 1 == len(basis):
+            basis = torch.cat([basis, torch.zeros_like(basis)])[:steps]
         # An invariant space is complete: go on in what is orthogonal to it, where other copies of an eigenvalue are.
         basis[step + 1] = _fresh(matrix, basis[: step + 1], generator) if exhausted else found / beta
 

@@ -1,0 +1,1 @@
+"""Studies of structure: pruning, growth, search, editing in weight space."""
