@@ -10,5 +10,17 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["atlas", "data", "learning", "losses", "neurons", "parallel", "plotting", "probes", "spiking", "statistics", "structure"],
+    submodules=[
+        "atlas",
+        "data",
+        "learning",
+        "losses",
+        "neurons",
+        "parallel",
+        "plotting",
+        "probes",
+        "spiking",
+        "statistics",
+        "structure",
+    ],
 )
