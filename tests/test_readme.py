@@ -13,10 +13,24 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_its_python_runs():
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
-    exec(block, names)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 2
     assert 0 < float(names["loss"]) < 2.3
+    assert names["report"].macs_after <= 0.5 * names["report"].macs_before
+
+
+def test_the_python_of_structure_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/structure.md").read_text(encoding="utf-8"), re.DOTALL
+    ):
+        exec(block, names)
+    assert names["handle"].masks.density() < 0.2
+    assert names["barrier"].barrier < 1e-4
 
 
 @pytest.mark.parametrize("file", ["README.md", "docs/claims.md"])

@@ -19,7 +19,6 @@ from .similarity import LinearCKA as LinearCKA
 from .similarity import stream_pair as stream_pair
 from .sites import Context as Context
 from .sites import Site as Site
-from .sites import sites as sites
 from .streams import stream as stream
 from .taps import record as record
 from .taps import tap as tap
@@ -46,7 +45,6 @@ __all__ = [
     "patch",
     "record",
     "scale",
-    "sites",
     "stream",
     "stream_pair",
     "tap",
