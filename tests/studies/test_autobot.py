@@ -11,6 +11,7 @@ TINY = {
     "data": "digits",
     "train": 150,
     "test": 60,
+    "pool": 1,
     "widths": (6, 8, 8),
     "epochs": 1,
     "steps": 6,

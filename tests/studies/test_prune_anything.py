@@ -5,7 +5,7 @@ import torch
 from neuropil.atlas import run_study
 from neuropil.structure.graph import trace_units
 from neuropil.studies.structure._units_zoo import ResidualNet
-from neuropil.studies.structure.prune_anything import SCALES, cut_every_way, images, repaired, scored, trained
+from neuropil.studies.structure.prune_anything import REPAIRS, SCALES, cut_every_way, images, repaired, scored, trained
 
 TINY = {
     "data": "digits",
@@ -69,9 +69,7 @@ def test_repairs_cut_the_same_units_and_the_whole_net_is_left_alone():
     batches = [(data.x_train[:40], data.y_train[:40])]
     before = {name: value.clone() for name, value in net.state_dict().items()}
     scores = scored("grouped L1", net, graph, batches, 0)
-    made = {
-        r: repaired(net, graph, scores, 0.5, r, batches, 0) for r in ("none", "statistics", "refit", "refit on noise")
-    }
+    made = {r: repaired(net, graph, scores, 0.5, r, batches, 0) for r in REPAIRS}
     assert len({macs for _, macs in made.values()}) == 1
     assert len({tuple(p.shape for p in small.parameters()) for small, _ in made.values()}) == 1
     weights = {r: next(small.parameters()) for r, (small, _) in made.items()}

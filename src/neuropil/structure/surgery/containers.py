@@ -22,7 +22,7 @@ from neuropil.structure.surgery.rows import Rows, owner, replace, select, surviv
 
 __all__ = ["Attribute", "cut_rows", "discover", "half_of", "kept_units", "set_attributes"]
 
-TRIALS = 96
+TRIALS = 40
 
 
 @dataclass(frozen=True)
@@ -72,26 +72,36 @@ def discover(
     if _Trial(proof, graph, halves).fails(()) is None:
         return {group.name: () for group in groups}
     found: dict[str, tuple[Attribute, ...] | str] = {}
-    alike: dict[tuple, list[tuple[str, ...]]] = {}  # for groups of modules of one kind: what was right for another
+    alike: dict[tuple, tuple[str, ...] | None] = {}  # by kind of module: names of attributes, None if nothing works
     for group in groups:
         found[group.name] = _search(proof, graph, group, alike)
-    passing = [name for name, these in found.items() if not isinstance(these, str)]
+    kinds: dict[tuple, list[str]] = {}
+    for group in groups:
+        if not isinstance(found[group.name], str):
+            kinds.setdefault(_kind(proof, group), []).append(group.name)
     accepted: list[str] = []
 
-    def accept(names: list[str]) -> None:
-        """Take all groups that can go together with those taken before; halve where not all can."""
+    def together(names: list[str]) -> bool:
+        """Tell whether these groups can go with those taken before."""
         chosen = [*accepted, *names]
         trial = _Trial(proof, graph, {name: halves[name] for name in chosen})
-        if trial.fails(_joined(found[name] for name in chosen)) is None:
+        return trial.fails(_joined(found[name] for name in chosen)) is None
+
+    def accept(names: list[str]) -> None:
+        """Take the groups of one kind that can go together: all, or none if the first cannot, else by halves."""
+        if together(names):
             accepted.extend(names)
-        elif len(names) == 1:
-            found[names[0]] = "cannot lose these units together with those of other groups"
+        elif len(names) == 1 or not together(names[:1]):
+            for name in names:
+                found[name] = "cannot lose these units together with those of other groups"
         else:
             accept(names[: len(names) // 2])
             accept(names[len(names) // 2 :])
 
-    if passing:
-        accept(passing)
+    every = [name for names in kinds.values() for name in names]
+    if every and not together(every):
+        for names in kinds.values():
+            accept(names)
     return found
 
 
@@ -176,34 +186,33 @@ def _short(error: Exception) -> str:
 
 
 def _search(
-    proof: nn.Module, graph: UnitGraph, group: UnitGroup, alike: dict[tuple, list[tuple[str, ...]]]
+    proof: nn.Module, graph: UnitGraph, group: UnitGroup, alike: dict[tuple, tuple[str, ...] | None]
 ) -> tuple[Attribute, ...] | str:
-    keep = {group.name: half_of(group)}
-    trial = _Trial(proof, graph, keep)
-    failure = trial.fails(())
-    if failure is None:
-        return ()
+    """Find the attributes of one group; those of modules of one kind are found once, and proved together later."""
     candidates = list(_candidates(proof, group))
     kind = _kind(proof, group)
-    for names in alike.get(kind, []):
-        chosen = tuple(one for one in candidates if one.name in names)
-        if chosen and trial.fails(chosen) is None:
+    failure = ""
+    if kind in alike:
+        names = alike[kind]
+        chosen = tuple(one for one in candidates if names is not None and one.name in names)
+        if names is not None and {one.name for one in chosen} == set(names):
             return chosen
-    if kind not in alike:
-        alike[kind] = []
+    else:
+        trial = _Trial(proof, graph, {group.name: half_of(group)})
+        alike[kind] = None
         for chosen in islice(_subsets(candidates), TRIALS):
-            if trial.fails(chosen) is None:
-                alike[kind].append(tuple(one.name for one in chosen))
+            failure = trial.fails(chosen) or ""
+            if not failure:
+                alike[kind] = tuple(one.name for one in chosen)
                 return chosen
-    where = places(graph, keep)
+    where = places(graph, {group.name: half_of(group)})
     return f"needs code: {'sizes are written in ' + '; '.join(where[:3]) if where else failure}"
 
 
 def _subsets(candidates: Sequence[Attribute]) -> Iterator[tuple[Attribute, ...]]:
-    """List sets of candidates to try: all, then each alone, then pairs, and so on."""
-    for count in (len(candidates), *range(1, len(candidates))):
-        if count:
-            yield from combinations(candidates, count)
+    """List sets of candidates to try: none, all, then each alone, then pairs, and so on."""
+    for count in (0, *([len(candidates)] if candidates else []), *range(1, len(candidates))):
+        yield from combinations(candidates, count)
 
 
 def _kind(net: nn.Module, group: UnitGroup) -> tuple:

@@ -56,10 +56,13 @@ def rewritten(net: nn.Module, graph: UnitGraph, keep: Keep, rows: Rows) -> Graph
     first = aliases(net)
     tensors = {**dict(net.named_parameters(remove_duplicate=False)), **dict(net.named_buffers(remove_duplicate=False))}
     with torch.no_grad():
+        made: dict[str, torch.Tensor] = {}  # by first name: tensors that were one stay one
         for name in program.state_dict:
-            tensor = tensors[name]
-            made = select(tensor.detach(), rows.get(first.get(name, name), {})).clone()
-            program.state_dict[name] = nn.Parameter(made, False) if isinstance(tensor, nn.Parameter) else made
+            tensor, one = tensors[name], first.get(name, name)
+            if one not in made:
+                cut = select(tensor.detach(), rows.get(one, {})).clone()
+                made[one] = nn.Parameter(cut, requires_grad=False) if isinstance(tensor, nn.Parameter) else cut
+            program.state_dict[name] = made[one]
     module = program.module()
     assert isinstance(module, GraphModule)
     return module

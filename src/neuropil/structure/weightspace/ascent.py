@@ -109,7 +109,7 @@ class Ascent:
             shuffled = torch.randperm(len(names), generator=generator, device=generator.device)
             names = [names[k] for k in shuffled.tolist()]
         tolerance = TOLERANCE * self.bound
-        return any([self.visit(name, tolerance) for name in names])  # a list: all are visited
+        return max([self.visit(name, tolerance) for name in names])  # all of them, whatever the first did
 
     def visit(self, name: str, tolerance: float) -> bool:
         """Put the units of one group where they fit best; tell whether they moved."""
@@ -134,7 +134,9 @@ class Ascent:
             for m in group.members
             if m.parameter in self.a
         ]
-        return sum((x.flatten(1) @ y.flatten(1).T for x, y in pairs[1:]), pairs[0][0].flatten(1) @ pairs[0][1].flatten(1).T)
+        return sum(
+            (x.flatten(1) @ y.flatten(1).T for x, y in pairs[1:]), pairs[0][0].flatten(1) @ pairs[0][1].flatten(1).T
+        )
 
     def _rise(self, group: UnitGroup, relative: Tensor) -> float:
         touched = {m.parameter: self.b[m.parameter] for m in group.members if m.parameter in self.b}

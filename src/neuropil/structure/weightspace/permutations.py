@@ -96,7 +96,9 @@ class Permutation(Mapping[str, Tensor]):
             if name not in self or name not in first:
                 both[name] = self[name] if name in self else first[name]
             elif len(self[name]) != len(first[name]):
-                raise ValueError(f"Group {name} has {len(self[name])} units in one and {len(first[name])} in the other.")
+                raise ValueError(
+                    f"Group {name} has {len(self[name])} units in one and {len(first[name])} in the other."
+                )
             else:
                 both[name] = first[name][self[name]]
         return Permutation(both, self.graph)

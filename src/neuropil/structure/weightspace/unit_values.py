@@ -72,5 +72,3 @@ def _sorted(tensor: Tensor, member: Member, placed: Mapping[Place, set[str]]) ->
     kept = [k for k in range(1, rows.ndim) if k not in shuffled]
     rows = rows.permute(0, *kept, *shuffled).flatten(1 + len(kept)) if shuffled else rows
     return (rows.sort(dim=-1).values if shuffled else rows).flatten(1)
-
-

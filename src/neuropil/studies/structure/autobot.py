@@ -16,7 +16,7 @@ from typing import Literal
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import avg_pool2d, cross_entropy
 
 from neuropil.atlas import Run
 from neuropil.data import Dataset, load
@@ -43,8 +43,9 @@ class Settings:
     """Sizes and lengths; the paper's own for CIFAR-10 are in the scale "paper"."""
 
     data: str = "mnist"
-    train: int | None = 12000
-    test: int | None = None
+    train: int | None = 6000
+    test: int | None = 5000
+    pool: int = 2
     nets: tuple[Net, ...] = ("plain", "residual")
     widths: tuple[int, ...] = (24, 48, 48)
     blocks: int = 1
@@ -68,6 +69,8 @@ SCALES = {
     "smoke": Settings(
         data="digits",
         train=None,
+        test=None,
+        pool=1,
         nets=("plain",),
         widths=(12, 24, 24),
         epochs=6,
@@ -82,6 +85,8 @@ SCALES = {
     "paper": Settings(
         data="fashion-mnist",
         train=None,
+        test=None,
+        pool=1,
         widths=(16, 32, 64),
         blocks=9,
         epochs=200,
@@ -124,7 +129,7 @@ def images(settings: Settings, seed: int) -> Dataset:
     """The data of a seed, standardised."""
     data = load(settings.data).subset(settings.train, settings.test, seed=seed)
     mean, scale = data.x_train.mean(), data.x_train.std()
-    x, test = ((part - mean) / scale for part in (data.x_train, data.x_test))
+    x, test = (avg_pool2d((part - mean) / scale, settings.pool) for part in (data.x_train, data.x_test))
     return Dataset(data.name, x, data.y_train, test, data.y_test, data.class_names)
 
 
@@ -215,7 +220,7 @@ def prune_every_way(settings: Settings, kind: Net, seed: int) -> list[dict]:
             report = remove_units(small, keep, graph)
             after = {"accuracy": accuracy(small, data)}
             after["statistics"] = accuracy(reset_norm_(copy.deepcopy(small), batches[:16]), data)
-            if settings.tuning:
+            if settings.tuning and budget == settings.budgets[-1]:
                 tuned = train_(small, data, settings.tuning, settings.tuning_rate, settings, seed + 1)
                 after["tuned"] = accuracy(tuned, data)
             rows.append({**row, "budget": budget, "arm": arm, "macs": report.macs_after / report.macs_before, **after})
@@ -328,30 +333,32 @@ def clock(settings: Settings, run: Run) -> None:
 
 
 def figure(table: pd.DataFrame, settings: Settings, run: Run) -> None:
-    """Accuracy over the share of multiply-accumulates, before and after tuning, one panel a net."""
-    stages = [("accuracy", "right after the cut"), *([("tuned", "after tuning")] if settings.tuning else [])]
-    drawn, axes = panels(len(stages), len(settings.nets))
-    places = iter(axes)
-    for kind in settings.nets:
+    """Accuracy right after the cut over the share of multiply-accumulates, one panel a net; dots after tuning."""
+    drawn, axes = panels(len(settings.nets))
+    for ax, kind in zip(axes, settings.nets, strict=True):
         rows = table.loc[table["net"] == kind]
         whole = float(rows.loc[rows["arm"] == "whole", "accuracy"].mean())
-        for value, title in stages:
-            ax = next(places)
-            for arm in settings.arms:
-                x, y = [100.0], [(whole, whole, whole)]
-                for budget in settings.budgets:
-                    points = rows.loc[(rows["arm"] == arm) & (rows["budget"] == budget), ["macs", value]].to_numpy(
-                        float
-                    )
-                    x.append(100 * float(points[:, 0].mean()))
-                    y.append((float(points[:, 1].min()), float(points[:, 1].mean()), float(points[:, 1].max())))
-                low, middle, high = zip(*y, strict=True)
-                (line,) = ax.plot(x, middle, marker="o", markersize=4, label=arm)
-                if arm == "random":
-                    line.set_color(GREY)
-                ax.fill_between(x, low, high, color=line.get_color(), alpha=0.15, lw=0)
-            ax.set(title=f"{kind} net, {title}", xlabel="multiply-accumulates left (%)", ylim=(0, 102))
-            ax.invert_xaxis()
+        for arm in settings.arms:
+            x, y = [100.0], [(whole, whole, whole)]
+            for budget in settings.budgets:
+                points = rows.loc[(rows["arm"] == arm) & (rows["budget"] == budget), ["macs", "accuracy"]].to_numpy(
+                    float
+                )
+                x.append(100 * float(points[:, 0].mean()))
+                y.append((float(points[:, 1].min()), float(points[:, 1].mean()), float(points[:, 1].max())))
+            low, middle, high = zip(*y, strict=True)
+            (line,) = ax.plot(x, middle, marker="o", markersize=4, label=arm)
+            if arm == "random":
+                line.set_color(GREY)
+            ax.fill_between(x, low, high, color=line.get_color(), alpha=0.15, lw=0)
+            if settings.tuning:
+                last = rows.loc[(rows["arm"] == arm) & (rows["budget"] == settings.budgets[-1]), "tuned"]
+                ax.plot(
+                    [x[-1]], [float(last.mean())], marker="D", markersize=5, mfc="none", color=line.get_color(), ls=""
+                )
+        title = f"{kind} net, right after the cut" + (" (diamonds: tuned)" if settings.tuning else "")
+        ax.set(title=title, xlabel="multiply-accumulates left (%)", ylim=(0, 102))
+        ax.invert_xaxis()
     axes[0].set_ylabel("test accuracy (%)")
-    axes[0].legend(frameon=False)
+    axes[0].legend(frameon=False, loc="lower left")
     run.figure("accuracy", drawn)

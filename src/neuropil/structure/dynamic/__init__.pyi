@@ -1,0 +1,14 @@
+from .channels import DynamicChannels as DynamicChannels
+from .channels import MaskPredictor as MaskPredictor
+from .channels import dynamic_layers as dynamic_layers
+from .channels import set_mode as set_mode
+from .channels import ss_loss as ss_loss
+from .channels import using as using
+from .counting import estimate_macs as estimate_macs
+from .counting import used_macs as used_macs
+from .heads import calibrate_heads as calibrate_heads
+from .heads import train_heads as train_heads
+from .inference import SparseLayer as SparseLayer
+from .inference import infer_sparse as infer_sparse
+from .mass import mass_topk as mass_topk
+from .wrapping import make_dynamic as make_dynamic
