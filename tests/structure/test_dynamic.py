@@ -264,6 +264,33 @@ def test_a_residual_stream_gets_no_heads_and_says_why():
         make_dynamic(net, x, 0.8, include=[shared])
 
 
+FAMILIES = ("resnet18-32", "vgg", "mobile", "unet-interpolated", "convnext-own", "vit-own", "mlp", "conflict")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_of_networks_keep_their_function_and_leave_out_what_they_mask(name):
+    one = case(name)
+    net, x = one.make(), one.inputs()
+    graph = trace_units(net, x)
+    made = make_dynamic(net, x, 0.6, graph=graph)
+    assert torch.allclose(made(x), net(x), atol=1e-10)
+    set_mode(made, "infer")
+    sparse = infer_sparse(made, graph)
+    for sample in x.split(1):
+        assert torch.allclose(sparse(sample), made(sample), atol=1e-9)
+    assert torch.allclose(sparse(x), made(x), atol=1e-9)
+
+
+def test_code_that_looks_at_a_wrapped_layer_still_sees_it():
+    made = make_dynamic(plain(), images(1), 0.7)
+    layer = dynamic_layers(made)["0.0"]
+    assert layer.stride == (1, 1)
+    assert layer.weight is layer.layer.weight
+    assert infer_sparse(made).get_submodule("0.0").padding == (1, 1)
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = layer.nonsense
+
+
 def test_an_activation_that_does_not_keep_zero_is_refused():
     net = drawn(nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 3)).double())
     with pytest.raises(ValueError, match="does not give 0"):

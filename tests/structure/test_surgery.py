@@ -15,7 +15,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from neuropil.structure.graph import UnitGraph, trace_units
 from neuropil.structure.masks import attach
-from neuropil.structure.surgery import Cut, cut, discover, load_pruned, mask_units, permute, permuted, shrink, widen
+from neuropil.structure.surgery import (
+    Cut,
+    cut,
+    deepen,
+    discover,
+    load_pruned,
+    mask_units,
+    permute,
+    permuted,
+    shrink,
+    widen,
+)
 from neuropil.structure.surgery.proof import outputs
 from tests.structure.zoo import ZOO, Case, case
 
@@ -303,6 +314,25 @@ def test_bad_requests_are_named():
     with pytest.raises(ValueError, match="does not have: x"):
         load_pruned(small, {"format": "neuropil.cut/1", "rows": {"x": {"0": [0]}}, "attributes": {}}, {})
     assert shrink(small(), {"0": torch.ones(6, dtype=torch.bool)}, example_inputs=example)[0].out_channels == 6
+
+
+def test_a_deeper_net_is_the_same_function():
+    net = small()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wanted = net(x)
+    deep = deepen(net, 1, x)
+    assert [type(m).__name__ for m in deep][:4] == ["Conv2d", "ReLU", "Conv2d", "ReLU"]
+    torch.testing.assert_close(deep(x), wanted)
+    dense = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
+    again = deepen(dense, 1, torch.zeros(1, 5), noise=0.01)
+    y = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    assert 0 < float((again(y) - dense(y)).abs().max()) < 0.2
+    assert again[0] is dense[0]
+    for place, message in ((0, "0 is Linear"), (7, "a chain of 3")):
+        with pytest.raises(ValueError, match=message):
+            deepen(dense, place, torch.zeros(1, 5))
+    with pytest.raises(ValueError, match="kernel must be odd"):
+        deepen(net, 1, x, kernel=2)
 
 
 def test_masks_and_cuts_of_nothing_change_nothing():

@@ -27,7 +27,7 @@ TINY = {
 def test_a_tiny_version_of_the_default_scale_runs_to_its_end(tmp_path):
     result = run_study("fire-together-pruning", scale="default", settings=TINY, output=tmp_path)
     assert result.status == "complete", result.error
-    assert len(result.claims) == 6
+    assert len(result.claims) == 7
     assert all(claim.threshold for claim in result.claims)
     assert result.figures == ["accuracy.svg", "needs.svg"]
     arms = {*(row[1] for row in result.tables["accuracy"]["rows"])}
@@ -37,7 +37,7 @@ def test_a_tiny_version_of_the_default_scale_runs_to_its_end(tmp_path):
 def test_a_tiny_version_of_the_paper_runs_to_its_end(tmp_path):
     result = run_study("fire-together-pruning", scale="paper", settings=TINY | {"blocks": 1}, output=tmp_path)
     assert result.status == "complete", result.error
-    assert len(result.claims) == 6
+    assert len(result.claims) == 7
 
 
 @pytest.fixture(scope="module")
@@ -93,4 +93,4 @@ def test_the_judged_mass_is_the_one_nearest_to_45_percent():
 
 
 def test_a_speed_is_a_positive_ratio():
-    assert layer_speed(8, 0.5, 6, 3, 0) > 0
+    assert min(layer_speed(8, 0.5, 6, 3, 0)) > 0

@@ -88,6 +88,7 @@ from .speed import Timing as Timing
 from .speed import latency as latency
 from .surgery import SlimAttention as SlimAttention
 from .surgery import cut as cut
+from .surgery import deepen as deepen
 from .surgery import discover as discover
 from .surgery import load_pruned as load_pruned
 from .surgery import mask_units as mask_units
@@ -154,6 +155,7 @@ __all__ = [
     "count_macs",
     "critical_sparsity",
     "cut",
+    "deepen",
     "develop",
     "discover",
     "dynamic",

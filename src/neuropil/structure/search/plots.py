@@ -33,7 +33,7 @@ def plot_regret(comparison: StrategyComparison, ax: Axes | None = None) -> Figur
         ax.fill_between(queries, mean - half, mean + half, color=colour, alpha=0.2, lw=0)
     ax.set_xlabel("queries")
     ax.set_ylabel("regret")
-    ax.legend(frameon=False, fontsize=7)
+    ax.legend(frameon=False, fontsize=7, loc="upper right")  # where curves that fall leave room
     return figure
 
 
@@ -58,7 +58,7 @@ def plot_correlations(table: pd.DataFrame, ax: Axes | None = None, *, ceiling: f
     ax.axvline(0, color=GREY, lw=0.8)
     if ceiling is not None:
         ax.axvline(ceiling, color=COLOURS[1], lw=1, ls="--", label="seed against seed")
-        ax.legend(frameon=False, fontsize=7)
+        ax.legend(frameon=False, fontsize=7, loc="lower right", bbox_to_anchor=(1, 1))
     ax.set_yticks(places, [str(name) for name in table["predictor"]], fontsize=8)
     ax.set_xlabel("rank correlation")
     return figure

@@ -1,6 +1,7 @@
 from .attention import SlimAttention as SlimAttention
 from .containers import Attribute as Attribute
 from .containers import discover as discover
+from .deepening import deepen as deepen
 from .masking import mask_units as mask_units
 from .permuting import permute as permute
 from .permuting import permuted as permuted
@@ -15,6 +16,7 @@ __all__ = [
     "Cut",
     "SlimAttention",
     "cut",
+    "deepen",
     "discover",
     "load_pruned",
     "mask_units",

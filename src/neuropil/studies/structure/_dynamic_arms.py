@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import conv2d, cross_entropy
 
 from neuropil.data import Dataset
 from neuropil.structure.dynamic.channels import (
@@ -171,10 +171,32 @@ def hit_rates(net: nn.Module, train: Sequence[Batch], test: Sequence[Batch]) -> 
     return next(rates), next(rates)
 
 
-def layer_speed(width: int, density: float, side: int, runs: int, seed: int) -> float:
+class Gathered(nn.Module):
+    """A convolution of given inputs and outputs: their weights are gathered every time, nothing is chosen.
+
+    Args:
+        layer: of 3 x 3.
+        inputs: channels that are read.
+        outputs: channels that are computed.
+    """
+
+    def __init__(self, layer: nn.Conv2d, inputs: Tensor, outputs: Tensor):
+        super().__init__()
+        self.weight, self.bias, self.inputs, self.outputs = layer.weight, layer.bias, inputs, outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the outputs, no others."""
+        weight = self.weight.index_select(0, self.outputs).index_select(1, self.inputs)
+        bias = None if self.bias is None else self.bias.index_select(0, self.outputs)
+        return conv2d(x.index_select(1, self.inputs), weight, bias, padding=1)
+
+
+def layer_speed(width: int, density: float, side: int, runs: int, seed: int) -> tuple[float, float]:
     """How many times faster a convolution is for one sample on one thread, its inputs and outputs at some density.
 
-    The head, the search for zero inputs, the gathering of weights and the laying out of the result are all in it.
+    Returns:
+        With the channels given, only gathering counted; and as `infer_sparse` has it: the head, the search for zero
+        inputs, the gathering and the laying out of the result are all in it.
     """
     generator = torch.Generator().manual_seed(seed)
     layer = nn.utils.skip_init(nn.Conv2d, width, width, 3, padding=1)
@@ -182,12 +204,18 @@ def layer_speed(width: int, density: float, side: int, runs: int, seed: int) -> 
         for parameter in layer.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3 / width**0.5)
     x = torch.rand(1, width, side, side, generator=generator)
-    off = torch.randperm(width, generator=generator)[round(density * width) :]
-    x[:, off] = 0
+    live, _ = torch.randperm(width, generator=generator)[: round(density * width)].sort()
+    x = x * torch.zeros(width).index_fill(0, live, 1.0)[:, None, None]
     head = MaskPredictor(width, width, generator=generator)
     threshold = quantile_for(head(x), density)
-    timings = latency({"dense": layer, "sparse": SparseLayer(layer, None, head, threshold)}, x, runs=runs, threads=1)
-    return timings["dense"].ratio(timings["sparse"])
+    outputs = (head(x)[0] > threshold).nonzero()[:, 0]
+    nets = {
+        "dense": layer,
+        "gathered": Gathered(layer, live, outputs),
+        "sparse": SparseLayer(layer, None, head, threshold),
+    }
+    timings = latency(nets, x, runs=runs, threads=1)
+    return timings["dense"].ratio(timings["gathered"]), timings["dense"].ratio(timings["sparse"])
 
 
 def joint(net: nn.Module, data: Dataset, course: Course, heads_rate: float) -> nn.Module:

@@ -156,7 +156,13 @@ def search(task: Task, rewind: float, seed: int) -> dict[str, Any]:
     Returns:
         Accuracies by arm and by round, and distances over all layers.
     """
-    data = task.samples(seed)
+    data, first = task.samples(seed), list[nn.Module]()
+
+    def evaluate(net: nn.Module) -> float:
+        if not first:  # the first round trains the dense net
+            first.append(net)
+        return accuracy(net, data)
+
     make, train = task.make_net(data), task.training(data)
     readout = prunable_parameters(make(seed))[-1]
     ticket = find_ticket(
@@ -169,9 +175,9 @@ def search(task: Task, rewind: float, seed: int) -> dict[str, Any]:
         fraction=task.fraction,
         scope=task.scope,
         per_layer_fraction={readout: task.fraction / 2} if task.scope == "layer" else None,
-        evaluate=lambda net: accuracy(net, data),
+        evaluate=evaluate,
     )
-    dense = ticket.dense().trained(train)
+    (dense,) = first
     row: dict[str, Any] = {"kind": task.kind, "rewind": rewind, "seed": seed, "density": ticket.masks.density()}
     row["dense"] = accuracy(dense, data)
     row["fresh weights"] = accuracy(ticket.random_reinit(seed + FRESH).trained(train, seed), data)
