@@ -14,6 +14,7 @@ from torch.nn.functional import mse_loss
 from torch.utils.flop_counter import FlopCounterMode
 
 from neuropil.structure.graph import UnitGraph, trace_units
+from neuropil.structure.graph.tracing import arguments
 from neuropil.structure.masks import attach
 from neuropil.structure.surgery import (
     Cut,
@@ -31,6 +32,8 @@ from neuropil.structure.surgery.proof import outputs
 from tests.structure.zoo import ZOO, Case, case
 
 EXPORTED = [one for one in ZOO if one.exports]
+# torch's exporter refuses these whole as well (adaptive_max_pool2d, a child named `code`, views of strided tensors).
+NO_ONNX = {"vgg", "named-code", "hf-swin", "hf-beit", "hf-t5"}
 SLOW = {"hf-mobilevit"}  # its 44 groups of attention are tried one by one: a minute
 
 
@@ -117,23 +120,20 @@ def test_widened_is_the_same_function(one: Case, generator: torch.Generator):
     assert done or one.name in contracted
 
 
-@pytest.mark.parametrize("name", ["residual", "grouped", "dense", "shuffle", "hf-resnet", "hf-vit"])
-def test_the_shrunk_network_exports_to_onnx(name: str):
+@pytest.mark.parametrize("one", [c for c in EXPORTED if c.name not in SLOW | NO_ONNX], ids=str)
+def test_the_shrunk_network_exports_to_onnx(one: Case):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    if name.startswith("hf"):
-        pytest.importorskip("transformers")
-    one = case(name)
     net, example = one.make(dtype=torch.float32), one.inputs(torch.float32)
     graph = trace_units(net, example)
     found = discover(net, graph, graph.prunable())
     cut(net, halved(graph, [k for k, v in found.items() if not isinstance(v, str)]), graph, known=found)
-    args, keywords = ((), example) if isinstance(example, dict) else ((example,), None)
-    program = torch.onnx.export(net.eval(), args, kwargs=keywords, dynamo=True, verbose=False)
+    args, keywords = arguments(example)
+    program = torch.onnx.export(net.eval(), args, kwargs=keywords or None, dynamo=True, verbose=False)
     buffer = io.BytesIO()
     program.save(buffer)
     session = onnxruntime.InferenceSession(buffer.getvalue())
-    values = list(example.values()) if isinstance(example, dict) else [example]
+    values = [value for value in (*args, *keywords.values()) if isinstance(value, torch.Tensor)]
     feed = {i.name: v.numpy() for i, v in zip(session.get_inputs(), values, strict=True)}
     for got, wanted in zip(session.run(None, feed), outputs(net, example), strict=True):
         assert np.abs(got - wanted.numpy()).max() < 1e-4 * (1 + float(wanted.abs().max()))

@@ -127,7 +127,7 @@ class UnitGraph:
 
     def reduce(
         self, scores: Mapping[str, Tensor], agg: Aggregate = "sum", norm: Norm = "mean"
-    ) -> dict[str, Float[Tensor, units]]:
+    ) -> dict[str, Float[Tensor, " units"]]:
         """Turn scores of weights into scores of units, for every prunable group that has any (see `unit_scores`)."""
         reduced = {group.name: unit_scores(group, scores, agg, norm) for group in self.prunable(inexact=True)}
         return {name: score for name, score in reduced.items() if score is not None}
