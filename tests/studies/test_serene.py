@@ -23,7 +23,7 @@ TINY = {
 def test_a_tiny_version_of_the_default_scale_runs_to_its_end(tmp_path):
     result = run_study("serene", scale="default", settings=TINY, output=tmp_path)
     assert result.status == "complete", result.error
-    assert len(result.claims) == 2 + 2 + 3 + 2
+    assert len(result.claims) == 2 + 2 + 1 + 3 + 2
     assert all(claim.threshold for claim in result.claims)
     assert result.figures == ["neurons.svg"]
 
@@ -31,7 +31,7 @@ def test_a_tiny_version_of_the_default_scale_runs_to_its_end(tmp_path):
 def test_a_tiny_version_of_the_paper_runs_to_its_end(tmp_path):
     result = run_study("serene", scale="paper", settings=TINY, output=tmp_path)
     assert result.status == "complete", result.error
-    assert len(result.claims) == 2 + 2 + 3 + 2
+    assert len(result.claims) == 2 + 2 + 1 + 3 + 2
 
 
 def test_a_seed_fixes_a_run_and_stronger_decay_leaves_smaller_weights():
