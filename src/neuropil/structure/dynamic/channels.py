@@ -33,6 +33,7 @@ __all__ = [
     "dynamic_layers",
     "set_mode",
     "ss_loss",
+    "through",
     "using",
 ]
 
@@ -156,6 +157,10 @@ class DynamicChannels(nn.Module):
         # What was seen hangs on a graph of gradients, which cannot be copied, and is nothing to keep.
         return {**self.__dict__, "_seen": None}
 
+    def __getattr__(self, name: str) -> Any:
+        # Code that looks at the layer's weight or stride goes on doing so.
+        return through(self, name, super().__getattr__)
+
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Compute the layer, and mask it if the mode says so."""
         y = self.norm_act(self.layer(x))
@@ -230,6 +235,17 @@ def above_threshold(
     mask = logits > threshold
     best = torch.zeros_like(mask).scatter(1, logits.argmax(dim=1, keepdim=True), True)
     return torch.where(mask.any(dim=1, keepdim=True), mask, best)
+
+
+def through(module: nn.Module, name: str, own: Callable[[str], Any]) -> Any:
+    """Give an attribute of a module that stands in for its `layer`: its own, else the layer's."""
+    try:
+        return own(name)
+    except AttributeError:
+        layer = module._modules.get("layer")
+        if layer is None or not hasattr(layer, name):
+            raise
+        return getattr(layer, name)
 
 
 def _beside(shape: torch.Size, ndim: int, axis: int) -> list[int]:

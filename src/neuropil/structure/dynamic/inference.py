@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from neuropil.structure.dynamic.channels import DynamicChannels, above_threshold, dynamic_layers
-from neuropil.structure.dynamic.mass import pooled
+from neuropil.structure.dynamic.channels import DynamicChannels, MaskPredictor, above_threshold, dynamic_layers, through
+from neuropil.structure.dynamic.mass import pooled, space
 from neuropil.structure.dynamic.wrapping import LAYERS, NORMS
 from neuropil.structure.graph import UnitGraph
 
@@ -65,25 +65,28 @@ class SparseLayer(nn.Module):
         self.register_buffer("bias", bias)
         self.register_buffer("threshold", torch.as_tensor(threshold).detach().clone().to(weight))
         self.layer, self.rest, self.predictor, self.skip, self.axis = _shell(layer), rest, predictor, skip, axis
+        # What is left of a head whose input is pooled already: at one sample, calls are a good part of the time.
+        head = predictor.readout if isinstance(predictor, MaskPredictor) else predictor
+        self._heads = [head[0] if isinstance(head, nn.Sequential) and len(head) == 1 else head]
+
+    def __getattr__(self, name: str) -> Any:
+        return through(self, name, super().__getattr__)
 
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Compute one sample sparsely; a batch of another size is computed whole and masked."""
-        mask = None
-        if self.predictor is not None:
-            mask = above_threshold(self.predictor(pooled(x, self.axis)), self.threshold)
         if len(x) != 1:
-            y = self.rest(self._product(x, self.weight, self.bias))
-            if mask is None:
-                return y
-            shape = [1] * y.ndim
-            shape[0], shape[self.axis] = mask.shape
-            return y * mask.reshape(shape)
-        weight, bias = self.weight, self.bias
-        on = None if mask is None else mask[0].nonzero()[:, 0]
-        if on is not None:
+            return self._whole(x)
+        weight, bias, on = self.weight, self.bias, None
+        largest = pooled(x, self.axis)
+        if (head := self._heads[0]) is not None:
+            logits = head(largest)[0]
+            on = _found(logits > self.threshold, logits)
             weight, bias = weight.index_select(0, on), None if bias is None else bias.index_select(0, on)
         if self.skip:
-            live = self._live(x)
+            live = largest[0] != 0
+            if x.ndim > 2:
+                live |= x.amin(dim=space(x, self.axis))[0] != 0
+            live = _found(live, largest[0])
             weight, x = weight.index_select(1, live), x.index_select(self.axis, live)
         y = self.rest(self._product(x, weight, bias))
         if on is None:
@@ -92,16 +95,25 @@ class SparseLayer(nn.Module):
         shape[self.axis] = len(self.weight)
         return y.new_zeros(shape).index_copy_(self.axis, on, y)
 
-    def _live(self, x: Tensor) -> Int[Tensor, " channels"]:
-        """Give the input channels that are not all zero; the first, should all be."""
-        live = x.movedim(self.axis, 1).flatten(2).any(dim=2)[0] if x.ndim > 2 else x[0] != 0
-        found = live.nonzero()[:, 0]
-        return found if len(found) else torch.zeros(1, dtype=torch.long, device=x.device)
+    def _whole(self, x: Tensor) -> Tensor:
+        y = self.rest(self._product(x, self.weight, self.bias))
+        if self.predictor is None:
+            return y
+        mask = above_threshold(self.predictor(pooled(x, self.axis)), self.threshold)
+        shape = [1] * y.ndim
+        shape[0], shape[self.axis] = mask.shape
+        return y * mask.reshape(shape)
 
     def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if isinstance(self.layer, CONVOLUTIONS):
             return self.layer._conv_forward(x, weight, bias)
         return linear(x, weight, bias)
+
+
+def _found(chosen: Bool[Tensor, " channels"], scores: Float[Tensor, " channels"]) -> Int[Tensor, " found"]:
+    """Give the numbers of the chosen channels; of the best one, should none be chosen."""
+    found = chosen.nonzero()[:, 0]
+    return found if len(found) else scores.argmax()[None]
 
 
 def _shell(layer: nn.Module) -> nn.Module:

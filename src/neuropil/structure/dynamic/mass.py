@@ -14,7 +14,7 @@ from torch import Tensor
 
 from neuropil.neurons.ranges import require
 
-__all__ = ["check_mass", "mass_topk", "pooled"]
+__all__ = ["check_mass", "mass_topk", "pooled", "space"]
 
 SLACK = 1e-6  # a mass of 1, or an exact fraction, must not depend on how a sum was rounded
 
@@ -30,8 +30,12 @@ def check_mass(mass: float) -> None:
 
 def pooled(x: Float[Tensor, "..."], axis: int = 1) -> Float[Tensor, "batch channels"]:
     """Give the maximum of every channel over all axes but the first and that of the channels."""
-    x = x.movedim(axis, 1)
-    return x.flatten(2).amax(dim=2) if x.ndim > 2 else x
+    return x if x.ndim == 2 else x.amax(dim=space(x, axis))
+
+
+def space(x: Tensor, axis: int = 1) -> list[int]:
+    """Give the axes beside those of samples and channels."""
+    return [k for k in range(1, x.ndim) if k != axis % x.ndim]
 
 
 def mass_topk(

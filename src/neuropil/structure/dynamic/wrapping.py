@@ -66,6 +66,9 @@ def make_dynamic(
 ) -> nn.Module:
     """Give a copy of a network whose inner channels have heads. Until its mode is set it computes what it did.
 
+    Over tokens, as over space, a head sees the maximum of a whole sample: a causal model stays causal only in what its
+    layers compute, not in which of their channels it computes.
+
     Args:
         net: any module that `trace_units` can read.
         example_inputs: what it is called with.
@@ -119,7 +122,8 @@ def _place(net: nn.Module, graph: UnitGraph, group: UnitGroup) -> Place | str:
     producing = {member.parameter: member for member in group.producing()}
     weights = [name for name in producing if name.endswith("weight") and net.get_parameter(name).ndim > 1]
     if len(weights) != 1:
-        return f"{' and '.join(weights) or 'no weight'} produce its units together, as in a residual stream"
+        several = f"{' and '.join(weights)} produce its units together, as in a residual stream"
+        return several if weights else "no layer produces its units by its weight"
     path, _, _ = weights[0].rpartition(".")
     layer, member = net.get_submodule(path), producing[weights[0]]
     if not isinstance(layer, LAYERS) or getattr(layer, "groups", 1) != 1:

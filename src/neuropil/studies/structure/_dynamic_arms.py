@@ -175,19 +175,20 @@ class Gathered(nn.Module):
     """A convolution of given inputs and outputs: their weights are gathered every time, nothing is chosen.
 
     Args:
-        layer: of 3 x 3.
+        layer: of 3 x 3, with a bias.
         inputs: channels that are read.
         outputs: channels that are computed.
     """
 
-    def __init__(self, layer: nn.Conv2d, inputs: Tensor, outputs: Tensor):
+    def __init__(self, layer: nn.Module, inputs: Tensor, outputs: Tensor):
         super().__init__()
-        self.weight, self.bias, self.inputs, self.outputs = layer.weight, layer.bias, inputs, outputs
+        self.weight, self.bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+        self.inputs, self.outputs = inputs, outputs
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the outputs, no others."""
         weight = self.weight.index_select(0, self.outputs).index_select(1, self.inputs)
-        bias = None if self.bias is None else self.bias.index_select(0, self.outputs)
+        bias = self.bias.index_select(0, self.outputs)
         return conv2d(x.index_select(1, self.inputs), weight, bias, padding=1)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from neuropil.atlas import Run
 from neuropil.plotting import GREY, panels
@@ -14,22 +15,23 @@ __all__ = ["draw_accuracy", "draw_needs"]
 
 def draw_accuracy(table: pd.DataFrame, arms: Sequence[str], masses: Sequence[float], epochs: int, run: Run) -> None:
     """Accuracy over the share of multiply-accumulates, as masks are put on and after training under them."""
-    stages = [("accuracy", "as the masks are put on")]
-    stages += [("tuned", f"after {epochs} epochs under them")] if epochs else []
+    stages = [("accuracy", "macs", "as the masks are put on")]
+    stages += [("tuned", "tuned_macs", f"after {epochs} epochs under them")] if epochs else []
     drawn, axes = panels(len(stages))
     whole = float(numbers(table, "accuracy", arm="whole").mean())
-    for ax, (value, title) in zip(axes, stages, strict=True):
+    for ax, (value, cost, title) in zip(axes, stages, strict=True):
         for number, arm in enumerate(arms):
             y = np.array([numbers(table, value, arm=arm, mass=mass) for mass in masses])
             if not y.size or np.isnan(y).any():
                 continue
-            x = [float(numbers(table, "macs", arm=arm, mass=mass).mean()) for mass in masses]
+            x = [float(numbers(table, cost, arm=arm, mass=mass).mean()) for mass in masses]
             color = GREY if arm == "shuffled" else f"C{number}"
             ax.plot(x, y.mean(axis=1), marker="o", markersize=4, color=color, label=arm)
             ax.fill_between(x, y.min(axis=1), y.max(axis=1), color=color, alpha=0.15, lw=0)
         ax.axhline(whole, color=GREY, lw=0.8, ls=":", label="whole net")
         ax.set(title=title, xlabel="multiply-accumulates (%)")
-        ax.legend(frameon=False, fontsize="small", loc="lower right")
+    lines = {str(line.get_label()): line for ax in axes for line in ax.lines}
+    drawn.legend([*lines.values()], [*lines], frameon=False, loc="outside right center")
     axes[0].set_ylabel("test accuracy (%)")
     run.figure("accuracy", drawn)
 
@@ -55,6 +57,7 @@ def draw_needs(layers: dict[str, list[list[int]]], mass: float, run: Run) -> Non
             xlim=(busy[0] - 0.5, busy[-1] + 2.5),
             yticks=range(classes),
         )
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         drawn.colorbar(image, ax=ax, label="images of the class (%)")
     axes[0].set_ylabel("class")
     run.figure("needs", drawn)

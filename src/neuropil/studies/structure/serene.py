@@ -281,11 +281,8 @@ def claims(rows: list[dict], chosen: dict[str, dict[int, dict]], settings: Setti
     )
     for rival in ("weight decay", "L1"):
         difference = compared("normalised, lower", rival)
-        nobody = all(
-            chosen[arm][seed]["neurons"] == sum(settings.hidden)
-            for arm in ("normalised, lower", rival)
-            for seed in seeds
-        )
+        left_over = {chosen[arm][seed]["neurons"] for arm in ("normalised, lower", rival) for seed in seeds}
+        nobody = left_over == {sum(settings.hidden)}
         run.claim(
             f"decay by normalised insensitivity leaves fewer neurons than {rival}",
             measured=difference.mean,
@@ -352,10 +349,8 @@ def same_strength(rows: list[dict], seeds: list[int], settings: Settings, run: R
         at = {row["seed"]: row[value] for row in rows if row["arm"] == arm and row["decay"] == strongest}
         return [at[seed] for seed in seeds]
 
-    pairs = {
-        value: [values(arm, value) for arm in ("normalised, lower", "weight decay")]
-        for value in ("neurons", "accuracy")
-    }
+    arms = ("normalised, lower", "weight decay")
+    pairs = {value: [values(arm, value) for arm in arms] for value in ("neurons", "accuracy")}
     neurons, points = (compare_paired(*pairs[value]) for value in ("neurons", "accuracy"))
     run.claim(
         f"at the same strength, {strongest:g} in all, normalised insensitivity leaves fewer neurons than weight decay",
