@@ -95,9 +95,14 @@ from .surgery import mask_units as mask_units
 from .surgery import permute as permute
 from .surgery import shrink as shrink
 from .surgery import widen as widen
+from .weightspace import Permutation as Permutation
 from .weightspace import TaskVector as TaskVector
 from .weightspace import interpolate as interpolate
 from .weightspace import loss_barrier as loss_barrier
+from .weightspace import match_activations as match_activations
+from .weightspace import match_straight_through as match_straight_through
+from .weightspace import match_weights as match_weights
+from .weightspace import merge_many as merge_many
 from .weightspace import reset_norm_ as reset_norm_
 
 __all__ = [
@@ -128,6 +133,7 @@ __all__ = [
     "MomentumGrowth",
     "OneShot",
     "OptimalBrainRepair",
+    "Permutation",
     "Profile",
     "PruneReport",
     "Random",
@@ -176,7 +182,11 @@ __all__ = [
     "load_pruned",
     "loss_barrier",
     "mask_units",
+    "match_activations",
+    "match_straight_through",
+    "match_weights",
     "mean_field",
+    "merge_many",
     "neuron_sensitivity",
     "noise_like",
     "permute",
