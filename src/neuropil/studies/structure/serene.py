@@ -276,8 +276,8 @@ def claims(rows: list[dict], chosen: dict[str, dict[int, dict]], settings: Setti
         return f"{arm} {sum(chosen[arm][seed]['neurons'] for seed in seeds) / len(seeds):.0f}"
 
     void = (
-        "No strength of either arm stays within the slack, so both keep all neurons: ten threshold stages, each of which "
-        "may raise the validation loss by a tenth, cost more than half a point. "
+        "No strength of either arm stays within the slack, so both keep all neurons: ten threshold stages, each of "
+        "which may raise the validation loss by a tenth, cost more than half a point. "
     )
     for rival in ("weight decay", "L1"):
         difference = compared("normalised, lower", rival)
@@ -359,8 +359,8 @@ def same_strength(rows: list[dict], seeds: list[int], settings: Settings, run: R
         unit="neurons",
         threshold="interval below 0, and that of the accuracy above -0.5",
         holds=bool(neurons.below(0) and points.above(-0.5)) or (None if neurons.below(0) is None else False),
-        baseline=f"weight decay {sum(pairs['neurons'][1]) / len(seeds):.0f}, {sum(pairs['neurons'][0]) / len(seeds):.0f} "
-        f"of {sum(settings.hidden)}",
+        baseline=f"weight decay {sum(pairs['neurons'][1]) / len(seeds):.0f}, normalised "
+        f"{sum(pairs['neurons'][0]) / len(seeds):.0f} of {sum(settings.hidden)}",
         note=f"Set after the comparison within half a point had turned out void. Accuracy {points.mean:+.1f} "
         f"[{points.interval[0]:.1f}, {points.interval[1]:.1f}] points. {neurons.seed_by_seed(0)}",
     )
