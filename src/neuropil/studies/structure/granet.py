@@ -316,6 +316,6 @@ def plasticity_claims(table: pd.DataFrame, settings: Settings, run: Run) -> None
             threshold="interval above 0, over the last third of the moments",
             baseline=f"without regrowth {alone.mean():.1f}%",
             holds=gain.above(0),
-            note=f"{reason('plasticity', run)}{s.plasticity_fraction:.0%} of each layer's live weights "
-            f"exchanged once; equal counts per layer, the same batches. {gain.seed_by_seed()}",
+            note=f"{reason('plasticity', run)}{settings.plasticity_fraction:.0%} of each layer's live "
+            f"weights exchanged once; equal counts per layer, the same batches. {gain.seed_by_seed()}",
         )
