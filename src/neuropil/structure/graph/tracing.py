@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -187,29 +188,36 @@ def _grouped(reader: Reader, solution: Solution) -> tuple[list[UnitGroup], np.nd
         for axis, labels in enumerate(value.axes)
         if labels is not None and (name, axis) not in reader.kernels
     ]
-    rows: dict[int, list[tuple[int, np.ndarray]]] = {}
-    for place, (_, _, labels) in enumerate(places):
-        positions, classes = solution.below(labels)
-        order = np.lexsort((positions, classes))
-        positions, classes = positions[order], classes[order]
-        found, start = np.unique(classes, return_index=True)
-        for one, part in zip(found, np.split(positions, start[1:]), strict=True):
-            rows.setdefault(int(one), []).append((place, part))
-    gathered: dict[tuple, list[int]] = {}
-    for one, parts in rows.items():
-        pattern = tuple((place, (part - part[0]).tobytes()) for place, part in parts)
-        marks = int(solution.frozen[one]), int(solution.inexact[one]), int(solution.contracted[one])
-        gathered.setdefault((pattern, *marks), []).append(one)
-    found = sorted(gathered.items(), key=lambda item: (item[0][0][0][0], rows[item[1][0]][0][1][0]))
     numbers = np.full(len(solution.frozen), -1)
+    if not places:
+        return [], numbers
+    found = [solution.below(labels) for _, _, labels in places]
+    place = np.repeat(np.arange(len(places)), [len(positions) for positions, _ in found])
+    position, one = (np.concatenate([pair[k] for pair in found]) for k in (0, 1))
+    order = np.lexsort((position, place, one))
+    place, position, one = place[order], position[order], one[order]
+    # A unit's rows are neighbours now; the first of them in every place tells where its run begins.
+    fresh = np.r_[True, (one[1:] != one[:-1]) | (place[1:] != place[:-1])]
+    offset = position - position[np.maximum.accumulate(np.where(fresh, np.arange(len(one)), 0))]
+    bounds = np.flatnonzero(np.r_[True, one[1:] != one[:-1], True])
+    alike: dict[tuple, list[int]] = {}  # where the rows of units begin, of those with the same pattern of rows
+    for start, stop in pairwise(bounds.tolist()):
+        marks = tuple(int(mark[one[start]]) for mark in (solution.frozen, solution.inexact, solution.contracted))
+        alike.setdefault((place[start:stop].tobytes(), offset[start:stop].tobytes(), *marks), []).append(start)
     groups: list[UnitGroup] = []
     count = 0
-    for (_, frozen, inexact, contracted), classes in found:
-        classes.sort(key=lambda one: tuple(int(part[0]) for _, part in rows[one]))
+    for (pattern, _, frozen, inexact, contracted), starts in sorted(
+        alike.items(), key=lambda item: (place[item[1][0]], position[item[1][0]])
+    ):
+        kinds = np.frombuffer(pattern, dtype=place.dtype)
+        rows = position[np.array(starts)[:, None] + np.arange(len(kinds))]
+        begins = np.flatnonzero(np.r_[True, kinds[1:] != kinds[:-1]])
+        by_place = np.lexsort(rows[:, begins].T[::-1])
+        rows, classes = rows[by_place], one[np.array(starts)[by_place]]
         members = []
-        for k, (place, _) in enumerate(rows[classes[0]]):
-            name, axis, _ = places[place]
-            index = torch.from_numpy(np.stack([rows[one][k][1] for one in classes]).astype(np.int64))
+        for begin, end in pairwise([*begins.tolist(), len(kinds)]):
+            name, axis, _ = places[kinds[begin]]
+            index = torch.from_numpy(rows[:, begin:end].astype(np.int64))
             members.append(Member(name, axis, index, "in" if (name, axis) in reader.inputs else "out"))
         single = len(classes) == 1 and frozen < 0
         reason = solution.reasons[frozen] if frozen >= 0 else "a single unit" if single else None
