@@ -5,7 +5,8 @@ import torch
 
 from neuropil.atlas import run_study
 from neuropil.structure.graph import trace_units
-from neuropil.studies.structure.autobot import ARMS, SCALES, accuracy, batches_of, chosen, images, make_net, train_
+from neuropil.studies.structure._images import accuracy, pooled_images
+from neuropil.studies.structure.autobot import ARMS, SCALES, batches_of, chosen, make_net, train_
 
 TINY = {
     "data": "digits",
@@ -38,7 +39,7 @@ def test_a_tiny_version_of_the_paper_runs_to_its_end(tmp_path):
 @pytest.fixture(scope="module")
 def trained():
     settings = SCALES["default"].__class__(**TINY)
-    data = images(settings, 0)
+    data = pooled_images(settings.data, settings.train, settings.test, settings.pool, 0)
     net = train_(make_net(settings, "residual", data, 0), data, 1, settings.rate, settings, 0)
     return settings, data, net, trace_units(net, data.x_train[:1])
 

@@ -1,5 +1,7 @@
 """The longer scales of the study, on tiny shapes, and what its arms share."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -24,11 +26,11 @@ def test_a_tiny_version_of_the_default_scale_runs_to_its_end(tmp_path):
 @pytest.mark.parametrize("data", ["digits", "mnist"])
 def test_the_papers_net_has_its_weights_or_says_no(data):
     if data == "mnist":
-        shape = type("Shape", (), {"shape": (1, 28, 28), "features": 784, "classes": 10})()
-        net = make_net("lenet-5", shape, 0)  # type: ignore[arg-type]
+        shape: Any = type("Shape", (), {"shape": (1, 28, 28), "features": 784, "classes": 10})()
+        net = make_net("lenet-5", shape, 0)
         assert sum(weight.numel() for weight in net.parameters() if weight.ndim > 1) == 430_500
         assert net(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
-        net = make_net("lenet-300-100", shape, 0)  # type: ignore[arg-type]
+        net = make_net("lenet-300-100", shape, 0)
         assert sum(weight.numel() for weight in net.parameters()) == 266_610
     else:
         with pytest.raises(ValueError, match="net must be"):

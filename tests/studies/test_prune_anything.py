@@ -4,8 +4,9 @@ import torch
 
 from neuropil.atlas import run_study
 from neuropil.structure.graph import trace_units
+from neuropil.studies.structure._images import pooled_images
 from neuropil.studies.structure._units_zoo import ResidualNet
-from neuropil.studies.structure.prune_anything import REPAIRS, SCALES, cut_every_way, images, repaired, scored, trained
+from neuropil.studies.structure.prune_anything import REPAIRS, SCALES, cut_every_way, repaired, scored, trained
 
 TINY = {
     "data": "digits",
@@ -41,7 +42,7 @@ def test_a_tiny_version_of_the_paper_runs_to_its_end(tmp_path):
 
 def tiny():
     settings = SCALES["default"].__class__(**TINY)
-    data = images(settings, 0)
+    data = pooled_images(settings.data, settings.train, settings.test, settings.pool, 0)
     return settings, data, trained(settings, data, 0)
 
 

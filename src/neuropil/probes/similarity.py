@@ -9,6 +9,7 @@ all samples at once, whatever the batches. The mean of the CKAs of small batches
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,8 +119,9 @@ class _Mean(Reducer):
     def _join(self, other: "_Mean") -> None:
         self.total = self.total + other.total.to(self.total.device)
 
+    @abstractmethod
     def _summed(self, x: Tensor, y: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Sum the number over rows."""
 
     def result(self) -> Similarity:
         """Give the mean.

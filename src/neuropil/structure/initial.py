@@ -222,7 +222,7 @@ def _bias(module: nn.Module, output: Tensor) -> Tensor:
     bias = getattr(module, "bias", None)
     if not isinstance(bias, Tensor):
         return output.new_zeros(())
-    axes = len(module.weight.shape) - 2 if module.weight.dim() > 2 else 0  # type: ignore[union-attr]
+    axes = max(module.get_parameter("weight").dim() - 2, 0)
     return bias.reshape(-1, *(1,) * axes)
 
 

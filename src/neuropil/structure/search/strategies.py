@@ -6,6 +6,7 @@ like the published loop, and what counts as a query is settled outside, in `sear
 Source: White et al. 2023 (arXiv 2301.08727), section 3.
 """
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -21,16 +22,16 @@ Proposals = Generator[Architecture, float, None]
 """What a strategy asks for next; it is sent the value."""
 
 
-class Strategy:
+class Strategy(ABC):
     """Base of search strategies: write your own by `propose`."""
 
     def warm_up(self) -> int:
         """Queries before the strategy has learned anything; a budget must be at least as large."""
         return 1
 
+    @abstractmethod
     def propose(self, space: Space, generator: torch.Generator) -> Proposals:
         """Yield architectures of the space for ever, and receive the value of each."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

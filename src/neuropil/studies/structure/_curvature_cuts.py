@@ -19,6 +19,7 @@ from neuropil.structure.curvature_pruner import CurvaturePruner
 from neuropil.structure.flatness import FlatnessPenalty
 from neuropil.structure.graph.unit_graph import UnitGraph
 from neuropil.structure.graph.units import UnitGroup
+from neuropil.studies.structure._images import accuracy
 
 __all__ = [
     "ARMS",
@@ -89,17 +90,6 @@ def train(
         if pruner is not None:
             pruner.epoch(total / len(data.y_train))
     net.eval()
-
-
-@torch.no_grad()
-def accuracy(net: nn.Module, data: Dataset) -> float:
-    """Per cent of the test part."""
-    net.eval()
-    hits = sum(
-        int((net(x).argmax(1) == y).sum())
-        for x, y in zip(data.x_test.split(1000), data.y_test.split(1000), strict=True)
-    )
-    return 100 * hits / len(data.y_test)
 
 
 def factors_on(net: nn.Module, batches: Batches, seed: int) -> KroneckerFactors:

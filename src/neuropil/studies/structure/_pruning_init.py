@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ def train_pruned(
     width: int,
     density: float,
     masks: str,
-    rescale: str,
+    rescale: Literal["none", "moment", "data"],
     *,
     epochs: int,
     batch_size: int,
@@ -102,7 +102,7 @@ def train_pruned(
             cross_entropy,
             density,
             criterion=criterion(seed),
-            rescale=None if rescale == "none" else rescale,  # type: ignore[arg-type]
+            rescale=None if rescale == "none" else rescale,
             scope=scope,
             on_collapse="warn",
         )

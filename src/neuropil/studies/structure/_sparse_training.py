@@ -14,6 +14,7 @@ from neuropil.statistics import t_interval
 from neuropil.structure.growth import GradientGrowth, Growth, RandomGrowth
 from neuropil.structure.schedules import Constant, CosineDecay, Cubic
 from neuropil.structure.sparsifier import Sparsifier
+from neuropil.studies.structure._images import accuracy
 
 __all__ = [
     "DENSE",
@@ -55,18 +56,6 @@ def batches(data: Dataset, size: int, steps: int, seed: int) -> Iterator[tuple[T
             given += 1
             where = rows.to(data.y_train.device)
             yield data.x_train[where], data.y_train[where]
-
-
-def accuracy(net: nn.Module, data: Dataset) -> float:
-    """Percent of the test part."""
-    net.eval()
-    with torch.no_grad():
-        right = sum(
-            int((net(x).argmax(1) == y).sum())
-            for x, y in zip(data.x_test.split(2000), data.y_test.split(2000), strict=True)
-        )
-    net.train()
-    return 100 * right / len(data.y_test)
 
 
 def sgd(parameters: Iterable[nn.Parameter], rate: float, weight_decay: float) -> torch.optim.Optimizer:

@@ -16,7 +16,7 @@ from typing import Literal
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, cross_entropy
+from torch.nn.functional import cross_entropy
 
 from neuropil.atlas import Run
 from neuropil.data import Dataset, load
@@ -30,6 +30,7 @@ from neuropil.structure.graph import UnitGraph, trace_units
 from neuropil.structure.profile import compare_profiles
 from neuropil.structure.prune import remove_units, select_units
 from neuropil.structure.weightspace.interpolation import reset_norm_
+from neuropil.studies.structure._images import accuracy, pooled_images
 from neuropil.studies.structure._units_zoo import ResidualNet, convolution
 
 SHUFFLING, DRAWING = 0x5EED, 0xD0A7
@@ -125,14 +126,6 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
     return table.pivot_table(index=["net", "budget", "arm"], values=columns, sort=False)[columns].round(3).reset_index()
 
 
-def images(settings: Settings, seed: int) -> Dataset:
-    """The data of a seed, standardised."""
-    data = load(settings.data).subset(settings.train, settings.test, seed=seed)
-    mean, scale = data.x_train.mean(), data.x_train.std()
-    x, test = (avg_pool2d((part - mean) / scale, settings.pool) for part in (data.x_train, data.x_test))
-    return Dataset(data.name, x, data.y_train, test, data.y_test, data.class_names)
-
-
 def make_net(settings: Settings, kind: Net, data: Dataset, seed: int) -> nn.Module:
     """A plain net of convolutions with batch norm, each but the first halving the image; or a residual one."""
     widths = settings.widths
@@ -166,7 +159,7 @@ def train_(net: nn.Module, data: Dataset, epochs: int, rate: float, settings: Se
 
 def planted(settings: Settings, run: Run) -> None:
     """What is known beforehand: the count of open gates, and a channel that is silent."""
-    data = images(settings, run.seed)
+    data = pooled_images(settings.data, settings.train, settings.test, settings.pool, run.seed)
     small = SCALES["smoke"]
     net = make_net(small, "plain", data, run.seed)
     net = train_(net, data.subset(min(2000, len(data.x_train)), seed=run.seed), 2, settings.rate, settings, run.seed)
@@ -207,7 +200,7 @@ def batches_of(data: Dataset, settings: Settings, seed: int) -> list[tuple[Tenso
 
 def prune_every_way(settings: Settings, kind: Net, seed: int) -> list[dict]:
     """Train once; for every budget, cut by every score, recompute statistics, tune."""
-    data = images(settings, seed)
+    data = pooled_images(settings.data, settings.train, settings.test, settings.pool, seed)
     net = train_(make_net(settings, kind, data, seed), data, settings.epochs, settings.rate, settings, seed)
     graph = trace_units(net, data.x_train[:1])
     batches = batches_of(data, settings, seed)
@@ -256,13 +249,6 @@ def chosen(
     return select_units(graph, groups, graph.reduce(entries), "macs", budget, scope="group")
 
 
-def accuracy(net: nn.Module, data: Dataset) -> float:
-    """Percent right on the test images."""
-    with torch.no_grad():
-        classes = torch.cat([net.eval()(x).argmax(dim=1) for x in data.x_test.split(1000)])
-    return 100 * float((classes == data.y_test).double().mean())
-
-
 def claims(table: pd.DataFrame, settings: Settings, run: Run) -> None:
     """Budgets met, accuracy right after the cut, and after tuning."""
     cut = table.loc[table["arm"] == "AutoBot", ["macs", "budget"]].to_numpy(dtype=float)
@@ -283,7 +269,7 @@ def claims(table: pd.DataFrame, settings: Settings, run: Run) -> None:
 
 def one_channel(settings: Settings, run: Run) -> float:
     """The largest share of the full count that a single channel has, in percent."""
-    data = images(settings, run.seed)
+    data = pooled_images(settings.data, settings.train, settings.test, settings.pool, run.seed)
     largest = 0.0
     for kind in settings.nets:
         graph = trace_units(make_net(settings, kind, data, run.seed), data.x_train[:1])
@@ -324,7 +310,7 @@ def gap(value: str, when: str, table: pd.DataFrame, kind: str, budget: float, bo
 
 def clock(settings: Settings, run: Run) -> None:
     """The clock, on the plain net cut to the smallest budget."""
-    data = images(settings, run.seed)
+    data = pooled_images(settings.data, settings.train, settings.test, settings.pool, run.seed)
     net = make_net(settings, settings.nets[0], data, run.seed)
     graph = trace_units(net, data.x_train[:1])
     small = copy.deepcopy(net)

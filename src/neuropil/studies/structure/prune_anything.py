@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from matplotlib.typing import ColorType
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, cross_entropy
+from torch.nn.functional import cross_entropy
 
 from neuropil.atlas import Run
 from neuropil.data import Dataset, load
@@ -32,6 +32,7 @@ from neuropil.structure.repair import OptimalBrainRepair, noise_like
 from neuropil.structure.surgery import cut, discover, mask_units, shrink
 from neuropil.structure.surgery.proof import outputs
 from neuropil.structure.weightspace.interpolation import reset_norm_
+from neuropil.studies.structure._images import accuracy, pooled_images
 from neuropil.studies.structure._units_zoo import FAMILIES, HOUSE, Member, ResidualNet, drawn_
 
 SHUFFLING, CUTTING = 0x5EED, 0xC07
@@ -196,19 +197,6 @@ def distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     return max(float((x - y).abs().max() / (1 + y.abs().max())) for x, y in pairs)
 
 
-def images(settings: Settings, seed: int) -> Dataset:
-    """The data of a seed: standardised, pooled."""
-    data = load(settings.data).subset(settings.train, settings.test, seed=seed)
-    mean, scale = data.x_train.mean(), data.x_train.std()
-
-    def changed(x: Tensor) -> Tensor:
-        x = (x - mean) / scale
-        x = x.unsqueeze(1) if x.dim() == 3 else x
-        return avg_pool2d(x, settings.pool) if settings.pool > 1 else x
-
-    return Dataset(data.name, changed(data.x_train), data.y_train, changed(data.x_test), data.y_test, data.class_names)
-
-
 def trained(settings: Settings, data: Dataset, seed: int) -> nn.Module:
     """Train the residual net."""
     with torch.random.fork_rng(devices=[]):
@@ -226,7 +214,7 @@ def trained(settings: Settings, data: Dataset, seed: int) -> nn.Module:
 
 def cut_every_way(settings: Settings, seed: int) -> list[dict]:
     """Train once, then cut by every score, at every fraction, with every repair."""
-    data = images(settings, seed)
+    data = pooled_images(settings.data, settings.train, settings.test, settings.pool, seed)
     net = trained(settings, data, seed)
     example = data.x_train[:2]
     graph = trace_units(net, example)
@@ -303,13 +291,6 @@ def repaired(
     if repair == "statistics":
         reset_norm_(small, batches)
     return small.eval(), report.macs_after / report.macs_before
-
-
-def accuracy(net: nn.Module, data: Dataset) -> float:
-    """Percent right on the test images."""
-    with torch.no_grad():
-        classes = torch.cat([net(x).argmax(dim=1) for x in data.x_test.split(1000)])
-    return 100 * float((classes == data.y_test).double().mean())
 
 
 def means(table: pd.DataFrame) -> pd.DataFrame:

@@ -30,6 +30,7 @@ from neuropil.structure.profile import compare_profiles
 from neuropil.structure.sensitivity import InsensitivityDecay, neuron_sensitivity
 from neuropil.structure.serene import SeReNe
 from neuropil.structure.surgery.proof import outputs
+from neuropil.studies.structure._images import accuracy
 
 SHUFFLING = 0x5EED
 Arm = Literal["normalised, lower", "normalised, full", "as published", "weight decay", "L1", "no decay", "dense"]
@@ -229,12 +230,6 @@ def plain_step(weights: list[nn.Parameter], sizes: list[float], strength: float,
                 weight.copy_(weight.sign() * (weight.abs() - strength * size).clamp(min=0))
             else:
                 weight.mul_(1 - strength)
-
-
-def accuracy(net: nn.Module, data: Dataset) -> float:
-    """Percent right on the test part."""
-    with torch.no_grad():
-        return 100 * float((net(data.x_test).argmax(dim=1) == data.y_test).double().mean())
 
 
 def best(rows: list[dict], settings: Settings) -> dict[str, dict[int, dict]]:
