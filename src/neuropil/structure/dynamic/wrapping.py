@@ -137,13 +137,10 @@ def _place(net: nn.Module, graph: UnitGraph, group: UnitGroup) -> Place | str:
 
 
 def _followed(graph: UnitGraph, path: str, weight: str, norm: str | None) -> Place | str:
-    """Read from the exported network whether the norm follows the layer at once, and which activation comes then."""
+    """Read from the recorded network whether the norm follows the layer at once, and which activation comes then."""
     if graph.reading is None:
-        raise ValueError("graph holds no exported network (it was read from a specification): trace it again.")
-    program = graph.reading.program
-    named = program.graph_signature.inputs_to_parameters
-    uses = [node for node in program.graph.nodes if node.op == "placeholder" and named.get(node.name) == weight]
-    runs = [user for node in uses for user in node.users]
+        raise ValueError("graph holds no recorded network (it was read from a specification): trace it again.")
+    runs = graph.reading.recording.reads(weight)
     if len(runs) != 1:
         return f"{path} is used {len(runs)} times"
     node: Node = runs[0]

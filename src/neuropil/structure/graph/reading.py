@@ -1,4 +1,4 @@
-"""Read an exported network operation by operation, and let a rule say what each does to the labels of its axes.
+"""Read a recorded network operation by operation, and let a rule say what each does to the labels of its axes.
 
 A rule is a function of (reader, call) for one ATen operation, registered by name; it returns the labels of what the
 operation returns. An operation none of whose inputs carries labels needs no rule, and one without a rule freezes the
@@ -7,18 +7,18 @@ labels that enter it and is reported: nothing is ever guessed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from neuropil.structure.graph.labels import Axis, Labels
 
-__all__ = ["Call", "Product", "Reader", "Unknown", "Value", "call_lines", "rule"]
+__all__ = ["Call", "Product", "Reader", "Unknown", "Value", "rule"]
 
 Origin = tuple[str, int] | None  # (parameter, axis) that an axis is, where it still is one
 
@@ -92,16 +92,12 @@ class Call:
     @property
     def where(self) -> str:
         """The user's line that called it."""
-        places = call_lines(self.node)
-        own = [place for place in places if "/torch/nn/" not in place]
-        return (own or places or [""])[-1]
+        return self.node.meta["where"]
 
     @property
     def module(self) -> str:
         """Qualified name of the innermost module that called it."""
-        stack = self.node.meta.get("nn_module_stack") or {}
-        paths = [path for path, _ in stack.values()]
-        return paths[-1].removeprefix("L['self']").removeprefix(".") if paths else ""
+        return self.node.meta["module"]
 
     def values(self) -> list[Value]:
         """Give all tensors among the arguments."""
@@ -147,15 +143,21 @@ class Reader:
     values: dict[Node, Any] = field(default_factory=dict)
     fits: dict[int, tuple[Axis, ...]] = field(default_factory=dict)
 
-    def run(self, module: GraphModule, inputs: Sequence[Any]) -> Any:
-        """Read a graph: values of what it returns."""
+    def run(self, graph: Graph, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
+        """Read a graph: values of what it returns.
+
+        Args:
+            graph: with its shapes noted (see `Recording`).
+            inputs: values of the placeholders.
+            attributes: what `get_attr` finds.
+        """
         known = self.values
         feed = iter(inputs)
-        for node in module.graph.nodes:
+        for node in graph.nodes:
             if node.op == "placeholder":
                 known[node] = next(feed)
             elif node.op == "get_attr":
-                known[node] = getattr(module, str(node.target), None)
+                known[node] = attributes.get(str(node.target))
                 if isinstance(known[node], Tensor):
                     known[node] = Value.free(known[node].shape)
             elif node.op == "output":
@@ -171,8 +173,8 @@ class Reader:
             return args[0][args[1]]
         if isinstance(target, torch._ops.HigherOrderOperator):
             return self._wrapped(node, args)
-        result = node.meta.get("val")
-        shapes = tuple(tuple(int(n) for n in one.shape) for one in _tensors(result))
+        result = node.meta["made"]
+        shapes = tuple(_shapes(result))
         if not isinstance(target, torch._ops.OpOverload) or not shapes:
             return None
         name = target._schema.name.split("::")[-1]
@@ -188,20 +190,19 @@ class Reader:
                 self.refuse(call, f"no rule for {name}", call.values())
         elif name in PRODUCTS:
             RULES[name](self, call)  # counts its multiply-accumulates
-        if isinstance(result, Tensor):
-            return made[0]
-        return list(made) if isinstance(result, (list, tuple)) else made
+        return made[0] if isinstance(result, tuple) else list(made)
 
     def _wrapped(self, node: Node, args: Any) -> Any:
         """Read a graph within a graph, such as a stretch under another gradient or autocast mode."""
         inner = [one for one in args if isinstance(one, GraphModule)]
         if len(inner) == 1:
             place = args.index(inner[0])
-            return self.run(inner[0], args[place + 1 :])
+            attributes = dict(inner[0].named_children())
+            return self.run(inner[0].graph, args[place + 1 :], attributes)
         values = [value for value in _values(args) if value.labelled]
         if values:
             self.refuse(Call(node, str(node.target), {}, ((),)), f"no rule for {node.target}", values)
-        return [Value.free(one.shape) for one in _tensors(node.meta.get("val"))]
+        return [Value.free(shape) for shape in _shapes(node.meta["made"])]
 
     def refuse(self, call: Call, reason: str, values: Iterable[Value]) -> None:
         """Freeze everything in these tensors, and remember why."""
@@ -300,12 +301,6 @@ UNIFORM = frozenset(
 PRODUCTS: set[str] = set()  # operations that multiply and accumulate: read even where nothing is labelled
 
 
-def call_lines(node: Node) -> list[str]:
-    """List the lines of code that led to an operation, outermost first."""
-    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
-    return [line for line in lines if line.startswith("File ")]
-
-
 def _bound(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments by the names of the schema, defaults filled in."""
     arguments = {}
@@ -340,12 +335,13 @@ def _values(tree: Any) -> Iterable[Value]:
             yield from _values(one)
 
 
-def _tensors(tree: Any) -> Iterable[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (list, tuple)):
-        for one in tree:
-            yield from _tensors(one)
+def _shapes(made: Any) -> Iterable[tuple[int, ...]]:
+    """Give the shapes of all tensors returned."""
+    if isinstance(made, tuple):
+        yield made
+    elif isinstance(made, list):
+        for one in made:
+            yield from _shapes(one)
 
 
 def repeated(axis: Axis, times: int, *, each: bool) -> Axis:

@@ -1,7 +1,7 @@
-"""Find the units of any network: export it to ATen operations, read those, and group what must go together.
+"""Find the units of any network: record its ATen operations, read those, and group what must go together.
 
-`torch.export` sees functional uses of weights, views with concrete shapes and the names of parameters. What it refuses,
-data-dependent control flow above all, is refused here with its message and the cure.
+A recording sees functional uses of weights, views with concrete shapes and the names of parameters. What neither it nor
+`torch.export` can follow, control flow that depends on data above all, is refused with its message and the cure.
 """
 
 from __future__ import annotations
@@ -14,24 +14,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.export import export
-from torch.export.graph_signature import InputKind
 
 from neuropil.structure.graph import rules
+from neuropil.structure.graph.exporting import exported
 from neuropil.structure.graph.labels import Axis, Solution
 from neuropil.structure.graph.reading import Reader, Value
+from neuropil.structure.graph.recording import Recording, record
 from neuropil.structure.graph.unit_graph import Axes, Count, Reading, UnitGraph
 from neuropil.structure.graph.units import Member, UnitGroup
 
 __all__ = ["Example", "aliases", "arguments", "evaluating", "forward", "trace_units"]
 
 Example = Tensor | Sequence | Mapping[str, Any]
-KINDS = {InputKind.PARAMETER, InputKind.BUFFER}
 _ = rules  # importing them registers them
 
 
 def trace_units(net: nn.Module, example_inputs: Example) -> UnitGraph:
-    """Find which parameter axes form one unit, in any module that `torch.export` can read.
+    """Find which parameter axes form one unit, in any module that can be recorded, or read by `torch.export`.
 
     The network is read in eval mode; its mode is restored, its parameters are not touched.
 
@@ -50,42 +49,41 @@ def trace_units(net: nn.Module, example_inputs: Example) -> UnitGraph:
     Source: coupled channels after Wang et al. 2024, arXiv 2403.18955; here every axis carries labels that operations
         unite, split and join.
     """
-    with evaluating(net), torch.no_grad():
-        try:
-            forward(net, example_inputs)
-        except Exception as error:
-            raise TypeError(f"The network does not run on example_inputs: {error}") from error
-        args, keywords = arguments(example_inputs)
-        try:
-            program = export(net, args, keywords, strict=False)
-        except Exception as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            said = [*lines[:2], *(line for line in lines[2:] if line.startswith("Caused by"))]
-            raise ValueError(
-                f"torch.export cannot read {type(net).__name__}: {' '.join(said)} The two usual cures: replace a "
-                f"branch on the values of a tensor by torch.where or torch.cond, and pass as keywords what the forward "
-                f"expects as keywords (use_cache=False, for instance)."
-            ) from error
+    recording = _recorded(net, example_inputs)
     reader = Reader()
     alike = aliases(net)
+    tensors = {
+        name: tensor for name, tensor in [*net.named_parameters(), *net.named_buffers()] if alike[name] == name
+    }
+    lasting = set(net.state_dict(keep_vars=True))
+    for name, tensor in tensors.items():
+        _label(name, tensor, reader, labelled=name in lasting and tensor.is_floating_point())
+    placeholders = [node for node in recording.graph.nodes if node.op == "placeholder"]
     inputs = []
-    for spec in program.graph_signature.input_specs:
-        if spec.kind in KINDS:
-            inputs.append(_parameter(net, reader, str(spec.target), alike, program))
+    for feed, node in zip(recording.feeds, placeholders, strict=True):
+        if feed.kind == "tensor":
+            inputs.append(reader.parameters[alike[feed.name]])
+        elif node.meta["made"] is not None:
+            inputs.append(Value.free(node.meta["made"]))
         else:
-            inputs.append(_free(program, spec))
-    returned = reader.run(program.graph_module, inputs)
+            inputs.append(node.meta["value"])
+    returned = reader.run(recording.graph, inputs, recording.attributes)
     for value in _flat(returned):
         for axis in value.axes:
             if axis is not None:
                 reader.labels.freeze(axis, "returned by the network")
-    _freeze_unused(program, reader, alike)
+    read = [feed for feed, node in zip(recording.feeds, placeholders, strict=True) if node.users]
+    used = {alike[feed.name] for feed in read if feed.kind == "tensor"}
+    for name in set(tensors) - used:
+        for axis in reader.parameters[name].axes:
+            if axis is not None:
+                reader.labels.freeze(axis, "not used by the network")
     solution = reader.labels.solve()
     groups, classes = _grouped(reader, solution)
     sizes = [
         (name, 1, _axes(solution, value.axes, value.shape, classes))
         for name, value in reader.parameters.items()
-        if name in dict(net.named_parameters())
+        if isinstance(tensors[name], nn.Parameter)
     ]
     products = [
         (product.module, product.constant, _axes(solution, product.axes, product.sizes, classes))
@@ -96,7 +94,7 @@ def trace_units(net: nn.Module, example_inputs: Example) -> UnitGraph:
         for first in reader.parameters
     }
     graph = UnitGraph(groups, reader.unknown, _shared(sizes), _shared(products), names)
-    graph.reading = Reading(program, reader.values, reader.fits, solution, classes, example_inputs)
+    graph.reading = Reading(recording, reader.values, reader.fits, solution, classes, example_inputs)
     return graph
 
 
@@ -132,41 +130,25 @@ def aliases(net: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(tensor), name) for name, tensor in named}
 
 
-def _parameter(net: nn.Module, reader: Reader, name: str, alike: Mapping[str, str], program: Any) -> Value:
-    """Label the axes of a parameter, once for all of its names."""
-    first = alike.get(name, name)
-    if first not in reader.parameters:
-        tensor = program.state_dict.get(name, program.constants.get(name))
-        if tensor is None:
-            tensor = net.get_buffer(name)
-        lasting = name in program.state_dict
-        labelled = lasting and tensor.is_floating_point()
-        axes = tuple(reader.labels.fresh(n) if labelled and n > 1 else None for n in tensor.shape)
-        origin = tuple((first, k) for k in range(tensor.ndim))
-        reader.parameters[first] = Value(tuple(tensor.shape), axes, origin)
-    return reader.parameters[first]
+def _recorded(net: nn.Module, example: Example) -> Recording:
+    """Record a network in eval mode; what a recording cannot follow is exported."""
+    args, keywords = arguments(example)
+    with evaluating(net), torch.no_grad():
+        try:
+            return record(net, args, keywords)
+        except Exception:
+            try:
+                forward(net, example)
+            except Exception as error:
+                raise TypeError(f"The network does not run on example_inputs: {error}") from error
+            return exported(net, args, keywords)
 
 
-def _free(program: Any, spec: Any) -> Any:
-    for node in program.graph_module.graph.nodes:
-        if node.op == "placeholder" and node.name == spec.arg.name:
-            made = node.meta.get("val")
-            return Value.free(made.shape) if isinstance(made, Tensor) else made
-    return None
-
-
-def _freeze_unused(program: Any, reader: Reader, alike: Mapping[str, str]) -> None:
-    """Freeze parameters that no operation reads: nothing says what their axes mean."""
-    used: set[str] = set()
-    nodes = {node.name: node for node in program.graph_module.graph.nodes if node.op == "placeholder"}
-    for spec in program.graph_signature.input_specs:
-        if spec.kind in KINDS and nodes[spec.arg.name].users:
-            used.add(alike.get(spec.target, spec.target))
-    for name, value in reader.parameters.items():
-        if name not in used:
-            for axis in value.axes:
-                if axis is not None:
-                    reader.labels.freeze(axis, "not used by the network")
+def _label(name: str, tensor: Tensor, reader: Reader, *, labelled: bool) -> None:
+    """Label the axes of a parameter or buffer, once for all of its names."""
+    axes = tuple(reader.labels.fresh(n) if labelled and n > 1 else None for n in tensor.shape)
+    origin = tuple((name, k) for k in range(tensor.ndim))
+    reader.parameters[name] = Value(tuple(tensor.shape), axes, origin)
 
 
 def _flat(tree: Any) -> list[Value]:

@@ -12,11 +12,11 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.export import ExportedProgram
 from torch.fx import Node
 
 from neuropil.structure.graph.labels import Axis, Solution
 from neuropil.structure.graph.reading import Unknown
+from neuropil.structure.graph.recording import Recording
 from neuropil.structure.graph.units import Aggregate, Norm, UnitGroup, described, undescribed, unit_scores
 
 __all__ = ["Axes", "Count", "Keep", "Reading", "UnitGraph"]
@@ -31,9 +31,9 @@ Count = tuple[
 
 @dataclass
 class Reading:
-    """The exported network behind a graph, and the labels of everything in it."""
+    """The recorded network behind a graph, and the labels of everything in it."""
 
-    program: ExportedProgram
+    recording: Recording
     values: Mapping[Node, Any]
     fits: Mapping[int, tuple[Axis, ...]]  # axes that a constant met, by the identity of its value
     solution: Solution
@@ -53,7 +53,7 @@ class UnitGraph:
 
     Attributes:
         products: where the network multiplies and accumulates.
-        reading: the exported network, which surgery proves itself against; None for groups read from a specification.
+        reading: the recorded network, which surgery proves itself against; None for groups read from a specification.
     """
 
     def __init__(

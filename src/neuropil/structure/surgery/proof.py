@@ -7,12 +7,10 @@ every comparison.
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from neuropil.structure.graph.tracing import Example, evaluating, forward
 
@@ -43,8 +41,7 @@ def drawn_copy(net: nn.Module, seed: int = 0) -> nn.Module:
 
 def outputs(net: nn.Module, example: Example) -> list[Tensor]:
     """Run a network in eval mode, without gradients, on a copy of the example; its mode is restored."""
-    mode = nullcontext() if isinstance(net, GraphModule) else evaluating(net)  # an exported graph has one mode only
-    with mode, torch.no_grad():
+    with evaluating(net), torch.no_grad():
         return [one.clone() for one in tensors_of(forward(net, copy.deepcopy(example)))]
 
 

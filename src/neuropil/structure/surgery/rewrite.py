@@ -1,23 +1,23 @@
-"""The exported network with its numbers rewritten to what is left: surgery that always works, for deployment and proof.
+"""The recorded network with its numbers rewritten to what is left: surgery that always works, for deployment and proof.
 
-Every literal of the exported graph that is a size (of view, expand, split, slice, normalized_shape, groups) becomes the
+Every literal of the recorded graph that is a size (of view, expand, split, slice, normalized_shape, groups) becomes the
 number of labels that survive on its axis; the default scale of attention is written in before its axis shrinks.
 """
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.fx import GraphModule, Node
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
 
 from neuropil.structure.graph.labels import Axis
-from neuropil.structure.graph.reading import Value, call_lines
+from neuropil.structure.graph.reading import Value
+from neuropil.structure.graph.replay import Replay
 from neuropil.structure.graph.rules.products import CONVOLUTIONS
 from neuropil.structure.graph.tracing import aliases
 from neuropil.structure.graph.unit_graph import Keep, Reading, UnitGraph
@@ -28,8 +28,8 @@ __all__ = ["places", "rewritten"]
 RESHAPES = frozenset(["view", "reshape", "_unsafe_view", "expand", "broadcast_to"])
 
 
-def rewritten(net: nn.Module, graph: UnitGraph, keep: Keep, rows: Rows) -> GraphModule:
-    """Give the exported network without the units that go.
+def rewritten(net: nn.Module, graph: UnitGraph, keep: Keep, rows: Rows) -> Replay:
+    """Give the recorded network without the units that go.
 
     Args:
         net: has the weights, still whole; it is not touched.
@@ -46,26 +46,26 @@ def rewritten(net: nn.Module, graph: UnitGraph, keep: Keep, rows: Rows) -> Graph
     reading = graph.reading
     if reading is None:
         raise ValueError("This graph was read from a specification: trace the network to rewrite it.")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning)  # torch's own way of copying its specifications
-        program = copy.deepcopy(reading.program)
+    recording = reading.recording
+    copied = Graph()
+    copied.output(copied.graph_copy(recording.graph, {}))
+    attributes = copy.deepcopy(dict(recording.attributes))
     survivors = Survivors(reading, graph.gone(keep))
-    for old, new in _together(reading.program.graph_module, program.graph_module):
+    for old, new in _together((recording.graph, recording.attributes), (copied, attributes)):
         for k, value in _literals(old, reading, survivors).items():
             _set(new, k, value)
     first = aliases(net)
-    tensors = {**dict(net.named_parameters(remove_duplicate=False)), **dict(net.named_buffers(remove_duplicate=False))}
-    with torch.no_grad():
-        made: dict[str, torch.Tensor] = {}  # by first name: tensors that were one stay one
-        for name in program.state_dict:
-            tensor, one = tensors[name], first.get(name, name)
-            if one not in made:
-                cut = select(tensor.detach(), rows.get(one, {})).clone()
-                made[one] = nn.Parameter(cut, requires_grad=False) if isinstance(tensor, nn.Parameter) else cut
-            program.state_dict[name] = made[one]
-    module = program.module()
-    assert isinstance(module, GraphModule)
-    return module
+    lasting = set(net.state_dict(keep_vars=True))
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]:
+        if first[name] == name:
+            cut = select(tensor.detach(), rows.get(name, {}))
+            cut = cut if name in rows else cut.clone()
+            learns = tensor.requires_grad
+            tensors[name] = nn.Parameter(cut, requires_grad=learns) if isinstance(tensor, nn.Parameter) else cut
+        else:
+            tensors[name] = tensors[first[name]]  # tensors that were one stay one
+    return Replay(replace(recording, graph=copied, attributes=attributes), tensors, set(tensors) - lasting)
 
 
 class Survivors:
@@ -101,11 +101,17 @@ class Survivors:
         return blocks if left is None else int(left.reshape(blocks, -1).any(axis=1).sum())
 
 
-def _together(old: GraphModule, new: GraphModule) -> Iterator[tuple[Node, Node]]:
+Level = tuple[Graph, Mapping[str, Any]]  # a graph, and what its get_attr finds
+
+
+def _together(old: Level, new: Level) -> Iterator[tuple[Node, Node]]:
     """Walk a graph and its copy, graphs within them too."""
-    for a, b in zip(old.graph.nodes, new.graph.nodes, strict=True):
-        if a.op == "get_attr" and isinstance(inner := getattr(old, str(a.target), None), GraphModule):
-            yield from _together(inner, getattr(new, str(b.target)))
+    for a, b in zip(old[0].nodes, new[0].nodes, strict=True):
+        if a.op == "get_attr" and isinstance(inner := old[1].get(str(a.target)), GraphModule):
+            copied = new[1][str(b.target)]
+            yield from _together(
+                (inner.graph, dict(inner.named_children())), (copied.graph, dict(copied.named_children()))
+            )
         elif a.op == "call_function":
             yield a, b
 
@@ -117,12 +123,13 @@ def places(graph: UnitGraph, keep: Keep) -> list[str]:
         return []
     survivors = Survivors(reading, graph.gone(keep))
     found = []
-    for node, _ in _together(reading.program.graph_module, reading.program.graph_module):
+    level = reading.recording.graph, reading.recording.attributes
+    for node, _ in _together(level, level):
         changed = _literals(node, reading, survivors)
         target: Any = node.target
         names = [argument.name for argument in target._schema.arguments] if changed else []
         if any(_argument(node, names.index(key)) != value for key, value in changed.items()):
-            found += [line for line in call_lines(node) if "/torch/nn/" not in line][-1:]
+            found += [node.meta["where"]] if "/torch/nn/" not in node.meta["where"] else []
     return list(dict.fromkeys(found))
 
 
