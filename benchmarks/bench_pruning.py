@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ except ImportError:
 RATIO, LIMIT = 0.5, 30
 # These normalise over units by a function, so that there is no norm to ask about the kept ones.
 UNCOMPARED = ("softmax",)
+THINNER = "torch-pruning, thinner"
 Tool = Callable[..., tuple[float, nn.Module]]
 
 
@@ -88,14 +90,15 @@ def theirs(
     return traced, tool.prune()
 
 
-def ours(net: nn.Module, example: Any, backend: str = "module") -> tuple[float, nn.Module]:
+def ours(net: nn.Module, example: Any, backend: str = "module", *, proof: bool = True) -> tuple[float, nn.Module]:
     """Cut half of every group of units that can go, those across norms too, smallest weights first."""
     begun = time.perf_counter()
     graph = trace_units(net, example)
     traced = time.perf_counter() - begun
     if backend == "graph":
         return traced, shrink(net, halves(net, graph), graph, backend="graph")
-    return traced, prune_units(net, example, Magnitude(), keep=1 - RATIO, scope="group", inexact=True, graph=graph).net
+    options = {"keep": 1 - RATIO, "scope": "group", "inexact": True, "graph": graph, "proof": proof}
+    return traced, prune_units(net, example, Magnitude(), **options).net
 
 
 def halves(net: nn.Module, graph: UnitGraph) -> dict[str, Tensor]:
@@ -182,7 +185,6 @@ def tools() -> dict[str, Tool]:
 def models(names: list[str]) -> None:
     """Print what every tool makes of every model, and which models only one of them gets right."""
     best: dict[str, dict[str, Outcome]] = {}
-    trace_units(nn.Linear(2, 2), torch.ones(1, 2))  # the first export of a process takes seconds
     for one in ZOO:
         if names and one.name not in names:
             continue
@@ -220,20 +222,32 @@ def summary(best: dict[str, dict[str, Outcome]]) -> None:
             print(f"right in {one} only ({len(only)}): " + "; ".join(f"{n} [{best[n][other].verdict}]" for n in only))
 
 
-def times() -> None:
-    """Print seconds to trace and to prune networks of a real size."""
-    trace_units(nn.Linear(2, 2), torch.ones(1, 2))  # the first export of a process takes seconds
+def times(repeats: int = 7) -> None:
+    """Print seconds to trace and to prune networks of a real size: medians, the tools taking turns."""
+    shown = {name: tool for name, tool in tools().items() if name in ("neuropil", "neuropil, graph", THINNER)}
+    shown["neuropil, unproved"] = partial(ours, proof=False)  # as torch-pruning, which proves nothing
     for name in ("resnet18, width 64", "vit, 12 layers of 384"):
         net, example = large(name)
         print(f"{name}: {parameters(net) / 1e6:.1f} M parameters", flush=True)
-        for label, tool in tools().items():
-            if label in ("neuropil", "neuropil, graph", "torch-pruning, thinner"):
+        seconds: dict[str, list[tuple[float, float]]] = {label: [] for label in shown}
+        left: dict[str, float] = {}
+        for _ in range(repeats + 1):
+            for label, tool in shown.items():
+                copied = copy.deepcopy(net)
                 with limited(300):
                     begun = time.perf_counter()
-                    traced, smaller = tool(copy.deepcopy(net), example)
-                    pruned = time.perf_counter() - begun - traced
-                left = parameters(smaller) / parameters(net)
-                print(f"    {label:<24} trace {traced:5.2f} s, prune {pruned:6.2f} s, {left:4.0%} left", flush=True)
+                    traced, smaller = tool(copied, example)
+                    seconds[label].append((traced, time.perf_counter() - begun - traced))
+                left[label] = parameters(smaller) / parameters(net)
+        for label, pairs in seconds.items():
+            traced, pruned = (median(pair[k] for pair in pairs[1:]) for k in (0, 1))  # the first warms up
+            whole = median(sum(pair) for pair in pairs[1:])
+            ratio = whole / median(sum(pair) for pair in seconds.get(THINNER, pairs)[1:])
+            print(
+                f"    {label:<24} trace {traced:5.3f} s, prune {pruned:5.3f} s, {ratio:4.2f} x torch-pruning's, "
+                f"{left[label]:4.0%} left",
+                flush=True,
+            )
 
 
 def large(name: str) -> tuple[nn.Module, Any]:

@@ -107,7 +107,8 @@ def checked_scores(criterion: object, scores: Mapping[str, Tensor], weights: Map
             raise ValueError(f"{name_of} gave no scores for {name!r}.")
         if scores[name].shape != weight.shape:
             raise ValueError(f"{name_of} gave scores of shape {(*scores[name].shape,)} for {name!r}.")
-        if unknown := int(scores[name].isnan().sum()):
+        # A sum is NaN if an entry is, and is faster to have than a test of every entry.
+        if bool(scores[name].sum().isnan()) and (unknown := int(scores[name].isnan().sum())):
             raise ValueError(f"{name_of} gave NaN for {unknown} of {weight.numel()} entries of {name!r}.")
     return {name: scores[name].detach() for name in weights}
 

@@ -117,6 +117,7 @@ def prune_units(
     repair: OptimalBrainRepair | None = None,
     optimizer: Optimizer | None = None,
     graph: UnitGraph | None = None,
+    proof: bool = True,
 ) -> PruneReport:
     """Remove the least important units of a network, once.
 
@@ -141,6 +142,8 @@ def prune_units(
         repair: refits what reads the pruned units, without training.
         optimizer: goes on with what is left.
         graph: of the network, if it is traced already.
+        proof: whether a cut copy must first compute, on drawn parameters, what the masked network does; False saves
+            the time where no size in the user's code changes, and trusts the graph there.
 
     Returns:
         The report, with the network and all that could not be pruned.
@@ -167,7 +170,7 @@ def prune_units(
         if unknown:
             raise ValueError(f"These groups cannot be pruned, or do not exist: {', '.join(unknown)}.")
         candidates = [group for group in candidates if group.name in set(groups)]
-    found = discover(net, graph, candidates)
+    found = discover(net, graph, candidates, proof=proof)
     stuck = {name: these for name, these in found.items() if isinstance(these, str)}
     candidates = [group for group in candidates if group.name not in stuck]
     scores = _unit_scores(net, graph, candidates, criterion, batches, loss_fn, agg, norm)

@@ -343,7 +343,7 @@ def _line() -> str:
         elif at.startswith(TORCH):
             if not inner and at.startswith(f"{TORCH}nn/"):
                 inner = f'File "{at}", line {frame.f_lineno}, in {name}'
-        elif not at.startswith("<"):  # generated code
+        elif not at.startswith("<") and "/jaxtyping/" not in at:  # generated code, and wrappers that check types
             return f'File "{at}", line {frame.f_lineno}, in {name}'
         frame = frame.f_back
     return inner

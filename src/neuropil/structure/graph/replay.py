@@ -1,16 +1,52 @@
 """A recorded network as a module that runs."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from neuropil.structure.graph.recording import Recording
 
-__all__ = ["Replay"]
+__all__ = ["Replay", "replayed"]
+
+
+def replayed(recording: Recording, tensors: Mapping[str, Tensor], leaves: Sequence[Any]) -> list[Any]:
+    """Run a recorded graph once, without making a module of it.
+
+    Args:
+        recording: of a network.
+        tensors: its parameters and buffers, by the first of their names.
+        leaves: of the inputs.
+
+    Returns:
+        The leaves of what the network returns.
+    """
+    given = iter(leaves)
+    known: dict[Node, Any] = {}
+    feeds = iter(recording.feeds)
+
+    def value(node: Node) -> Any:
+        return known[node]
+
+    for node in recording.graph.nodes:
+        if node.op == "placeholder":
+            feed = next(feeds)
+            if feed.kind == "input":
+                known[node] = next(given)
+            else:
+                known[node] = (tensors if feed.kind == "tensor" else recording.constants)[feed.name]
+        elif node.op == "get_attr":
+            known[node] = recording.attributes[str(node.target)]
+        elif node.op == "output":
+            return list(map_arg(node.args[0], value))
+        else:
+            function: Any = node.target
+            known[node] = function(*map_arg(node.args, value), **map_arg(node.kwargs, value))
+    raise AssertionError("a graph without an output")
 
 
 class Replay(nn.Module):

@@ -6,7 +6,7 @@ A recording sees functional uses of weights, views with concrete shapes and the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -182,20 +182,19 @@ def _grouped(reader: Reader, solution: Solution) -> tuple[list[UnitGroup], np.nd
     fresh = np.r_[True, (one[1:] != one[:-1]) | (place[1:] != place[:-1])]
     offset = position - position[np.maximum.accumulate(np.where(fresh, np.arange(len(one)), 0))]
     bounds = np.flatnonzero(np.r_[True, one[1:] != one[:-1], True])
-    alike: dict[tuple, list[int]] = {}  # where the rows of units begin, of those with the same pattern of rows
-    for start, stop in pairwise(bounds.tolist()):
-        marks = tuple(int(mark[one[start]]) for mark in (solution.frozen, solution.inexact, solution.contracted))
-        alike.setdefault((place[start:stop].tobytes(), offset[start:stop].tobytes(), *marks), []).append(start)
+    marks = np.stack([solution.frozen, solution.inexact, solution.contracted], axis=1)[one]
     groups: list[UnitGroup] = []
     count = 0
-    for (pattern, _, frozen, inexact, contracted), starts in sorted(
-        alike.items(), key=lambda item: (place[item[1][0]], position[item[1][0]])
+    for starts, length in sorted(
+        _alike(np.column_stack([place, offset]), marks, bounds),
+        key=lambda found: (place[found[0][0]], position[found[0][0]]),
     ):
-        kinds = np.frombuffer(pattern, dtype=place.dtype)
-        rows = position[np.array(starts)[:, None] + np.arange(len(kinds))]
+        kinds = place[starts[0] : starts[0] + length]
+        frozen, inexact, contracted = marks[starts[0]].tolist()
+        rows = position[starts[:, None] + np.arange(length)]
         begins = np.flatnonzero(np.r_[True, kinds[1:] != kinds[:-1]])
         by_place = np.lexsort(rows[:, begins].T[::-1])
-        rows, classes = rows[by_place], one[np.array(starts)[by_place]]
+        rows, classes = rows[by_place], one[starts[by_place]]
         members = []
         for begin, end in pairwise([*begins.tolist(), len(kinds)]):
             name, axis, _ = places[kinds[begin]]
@@ -211,6 +210,28 @@ def _grouped(reader: Reader, solution: Solution) -> tuple[list[UnitGroup], np.nd
         numbers[classes] = np.arange(count, count + len(classes))
         count += len(classes)
     return _named(groups), numbers
+
+
+def _alike(rows: np.ndarray, marks: np.ndarray, bounds: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+    """Find the units with the same pattern of rows and the same marks.
+
+    Args:
+        rows: what makes the pattern, by row.
+        marks: of the units, by row.
+        bounds: where the rows of a unit begin, and where the last end.
+
+    Returns:
+        Where the rows of units that are alike begin, in order, and how many each has.
+    """
+    starts, lengths = bounds[:-1], np.diff(bounds)
+    for length in np.unique(lengths).tolist():
+        these = starts[lengths == length]
+        pattern = rows[these[:, None] + np.arange(length)].reshape(len(these), -1)
+        keys = np.ascontiguousarray(np.concatenate([pattern, marks[these]], axis=1, dtype=np.int64))
+        _, kind = np.unique(keys.view(f"V{keys.itemsize * keys.shape[1]}").ravel(), return_inverse=True)
+        order = np.argsort(kind, kind="stable")
+        for alike in np.split(these[order], np.flatnonzero(np.diff(kind[order])) + 1):
+            yield alike, length
 
 
 def _named(groups: Sequence[UnitGroup]) -> list[UnitGroup]:

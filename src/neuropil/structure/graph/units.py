@@ -86,9 +86,7 @@ def unit_scores(
     parts = []
     for member in group.members:
         if member.parameter in scores:
-            score = scores[member.parameter].detach().double()
-            others = [k for k in range(score.ndim) if k != member.axis]
-            rows = score.sum(dim=others) if others else score
+            rows = row_sums(scores[member.parameter].detach(), member.axis)
             parts.append(rows[member.index.to(rows.device)].sum(dim=1))
     if not parts:
         return None
@@ -96,6 +94,13 @@ def unit_scores(
     total = {"sum": stacked.sum, "mean": stacked.mean, "prod": stacked.prod, "max": stacked.amax}[aggregate](dim=0)
     scale = {"mean": total.mean, "sum": total.sum, "max": total.amax, "none": lambda: torch.ones(())}[norm]()
     return total / scale if bool(scale != 0) else total
+
+
+def row_sums(scores: Tensor, axis: int) -> Tensor:
+    """Sum scores over all axes but one; float64. The axes before it go first, all at once: that is how memory lies."""
+    scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    scores = scores.flatten(0, axis - 1).sum(dim=0) if axis > 0 else scores
+    return (scores.flatten(1).sum(dim=1) if scores.ndim > 1 else scores).double()
 
 
 def described(groups: Sequence[UnitGroup]) -> list[dict]:

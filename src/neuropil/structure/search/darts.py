@@ -203,4 +203,4 @@ def _moved(weights: Sequence[Tensor], along: Sequence[Tensor], by: float) -> Ite
 
 def _finite(which: str, loss: Tensor) -> None:
     if not loss.isfinite():
-        raise FloatingPointError(f"The {which} loss is {float(loss)}.")
+        raise FloatingPointError(f"The {which} loss is {loss.item()}.")

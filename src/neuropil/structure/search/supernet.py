@@ -109,7 +109,7 @@ class Supernet(nn.Module):
         optimizer.zero_grad(set_to_none=True)
         loss = loss_fn(self(batch[0], architecture), batch[1])
         if not loss.isfinite():
-            raise FloatingPointError(f"The loss of architecture {architecture} is {float(loss)}.")
+            raise FloatingPointError(f"The loss of architecture {architecture} is {loss.item()}.")
         loss.backward()
         optimizer.step()
         return loss.item()

@@ -12,14 +12,17 @@ from itertools import combinations, islice
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
+from neuropil.structure.graph.replay import replayed
+from neuropil.structure.graph.tracing import arguments
 from neuropil.structure.graph.unit_graph import Keep, UnitGraph
 from neuropil.structure.graph.units import UnitGroup
 from neuropil.structure.surgery.leaves import settle_sizes
-from neuropil.structure.surgery.masking import mask_units
-from neuropil.structure.surgery.proof import agree, drawn_copy, outputs
-from neuropil.structure.surgery.rewrite import places, rewritten
-from neuropil.structure.surgery.rows import Rows, owner, replace, select, surviving
+from neuropil.structure.surgery.masking import silence_
+from neuropil.structure.surgery.proof import agree, copy_with, drawn_tensors, outputs, tensors_of
+from neuropil.structure.surgery.rewrite import LooseSizes, rewritten_recording
+from neuropil.structure.surgery.rows import Rows, owner, select, surviving
 
 __all__ = ["Attribute", "cut_rows", "discover", "half_of", "kept_units", "set_attributes"]
 
@@ -53,7 +56,7 @@ class Attribute:
 
 
 def discover(
-    net: nn.Module, graph: UnitGraph, groups: Sequence[UnitGroup] | None = None
+    net: nn.Module, graph: UnitGraph, groups: Sequence[UnitGroup] | None = None, *, proof: bool = True
 ) -> dict[str, tuple[Attribute, ...] | str]:
     """Find, for every group, which attributes must follow when its units go, or why the module cannot lose them.
 
@@ -61,6 +64,7 @@ def discover(
         net: the network that the graph was traced from; it is not touched.
         graph: its units.
         groups: which; None takes all prunable ones, inexact ones too.
+        proof: whether to try groups, too, with which no size in the user's code changes.
 
     Returns:
         By group, the attributes (none for most); or a reason that names the user's line.
@@ -68,40 +72,47 @@ def discover(
     groups = graph.prunable(inexact=True) if groups is None else list(groups)
     if not groups:
         return {}
-    proof = drawn_copy(net)
     halves = {group.name: half_of(group) for group in groups}
-    if _Trial(proof, graph, halves).fails(()) is None:
-        return {group.name: () for group in groups}
-    found: dict[str, tuple[Attribute, ...] | str] = {}
-    alike: dict[tuple, tuple[str, ...] | None] = {}  # by kind of module: names of attributes, None if nothing works
+    sizes = LooseSizes(net, graph, halves)
+    kinds: dict[tuple, list[UnitGroup]] = {}
     for group in groups:
-        found[group.name] = _search(proof, graph, group, alike)
-    kinds: dict[tuple, list[str]] = {}
-    for group in groups:
-        if not isinstance(found[group.name], str):
-            kinds.setdefault(_kind(proof, group), []).append(group.name)
-    accepted: list[str] = []
+        kinds.setdefault(_kind(net, group), []).append(group)
+    loose = [kind for kind, these in kinds.items() if sizes.lines({these[0].name: halves[these[0].name]})]
+    found: dict[str, tuple[Attribute, ...] | str] = {group.name: () for group in groups}
+    if not proof and not loose:
+        return found
+    search = _Search(net, graph, sizes)
+    for kind in loose:
+        found |= search.of_one_kind(kinds[kind])
 
-    def together(names: list[str]) -> bool:
-        """Tell whether these groups can go with those taken before."""
-        chosen = [*accepted, *names]
-        trial = _Trial(proof, graph, {name: halves[name] for name in chosen})
-        return trial.fails(_joined(found[name] for name in chosen)) is None
+    def chosen(which: Iterable[tuple]) -> list[str]:
+        return [g.name for kind in which for g in kinds[kind] if not isinstance(found[g.name], str)]
+
+    def passes(names: list[str]) -> bool:
+        trial = search.trial({name: halves[name] for name in names})
+        return trial.fails(_joined(found[name] for name in names)) is None
+
+    every = chosen(kinds if proof else loose)
+    if not every or passes(every):
+        return found
+    for kind in kinds:
+        if kind not in loose:
+            found |= search.of_one_kind(kinds[kind])
+    accepted: list[str] = []
 
     def accept(names: list[str]) -> None:
         """Take the groups of one kind that can go together: all, or none if the first cannot, else by halves."""
-        if together(names):
+        if passes([*accepted, *names]):
             accepted.extend(names)
-        elif len(names) == 1 or not together(names[:1]):
+        elif len(names) == 1 or not passes([*accepted, names[0]]):
             for name in names:
                 found[name] = "cannot lose these units together with those of other groups"
         else:
             accept(names[: len(names) // 2])
             accept(names[len(names) // 2 :])
 
-    every = [name for names in kinds.values() for name in names]
-    if every and not together(every):
-        for names in kinds.values():
+    for kind in kinds:
+        if names := chosen([kind]):
             accept(names)
     return found
 
@@ -142,26 +153,27 @@ def set_attributes(
 
 
 class _Trial:
-    """A copy that was cut, and what it should compute."""
+    """A copy that was cut, with drawn parameters, and what it should compute.
 
-    def __init__(self, proof: nn.Module, graph: UnitGraph, keep: Keep):
+    Args:
+        net: the network; it is not touched.
+        drawn: parameters and buffers by the first of their names, the trial's own.
+        graph: the network's units.
+        keep: which stay.
+    """
+
+    def __init__(self, net: nn.Module, drawn: Mapping[str, Tensor], graph: UnitGraph, keep: Keep):
         assert graph.reading is not None
+        self._whole, self._drawn, self._graph, self._keep = net, drawn, graph, keep
         self._units, self._example = kept_units(keep), graph.reading.example
-        self._rows, shapes = cut_rows(proof, graph, keep)
+        self._rows, shapes = cut_rows(net, graph, keep)
+        self._tensors = {
+            name: select(tensor, self._rows[name]) if name in self._rows else tensor for name, tensor in drawn.items()
+        }
+        self._net = copy_with(net, self._tensors)
+        self._wanted: list[Tensor] | None = None
         self._failure: str | None = None
-        if all(graph[name].exact for name in keep):
-            masked = copy.deepcopy(proof)  # the same function as the cut graph, and sooner at hand
-            mask_units(masked, keep, graph).apply_(masked)
-            self._wanted = outputs(masked, self._example)
-        else:
-            try:
-                self._wanted = outputs(rewritten(proof, graph, keep, self._rows), self._example)
-            except Exception as error:
-                self._failure = f"has no reference to compare with ({_short(error)})"
-                return
-        self._net = copy.deepcopy(proof)
         try:
-            replace(self._net, graph, self._rows, lambda name, old: select(old, self._rows[name]))
             settle_sizes(self._net, self._rows, shapes)
         except Exception as error:
             self._failure = _short(error)
@@ -179,7 +191,22 @@ class _Trial:
         finally:
             for one, value in zip(attributes, before, strict=True):
                 setattr(self._net.get_submodule(one.module), one.name, value)
+        if self._wanted is None:
+            try:
+                self._wanted = self._reference()
+            except Exception as error:
+                self._failure = f"has no reference to compare with ({_short(error)})"
+                return self._failure
         return None if agree(got, self._wanted) else "it runs, and computes something else"
+
+    def _reference(self) -> list[Tensor]:
+        """Give what the masked network computes, or where the groups are not exact the recorded graph, cut alike."""
+        if all(self._graph[name].exact for name in self._keep):
+            silence_(self._drawn, self._keep, self._graph)
+            return outputs(self._whole, self._example, self._drawn)
+        leaves, _ = tree_flatten(arguments(copy.deepcopy(self._example)))
+        with torch.no_grad():
+            return list(tensors_of(replayed(rewritten_recording(self._graph, self._keep), self._tensors, leaves)))
 
 
 def _short(error: Exception) -> str:
@@ -187,28 +214,72 @@ def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
-def _search(
-    proof: nn.Module, graph: UnitGraph, group: UnitGroup, alike: dict[tuple, tuple[str, ...] | None]
-) -> tuple[Attribute, ...] | str:
-    """Find the attributes of one group; those of modules of one kind are found once, and proved together later."""
-    candidates = list(_candidates(proof, group))
-    kind = _kind(proof, group)
-    failure = ""
-    if kind in alike:
-        names = alike[kind]
-        chosen = tuple(one for one in candidates if names is not None and one.name in names)
-        if names is not None and {one.name for one in chosen} == set(names):
-            return chosen
-    else:
-        trial = _Trial(proof, graph, {group.name: half_of(group)})
-        alike[kind] = None
+class _Search:
+    """Trials on one network.
+
+    Args:
+        net: it is not touched.
+        graph: its units.
+        sizes: lines of its code that hold sizes.
+    """
+
+    def __init__(self, net: nn.Module, graph: UnitGraph, sizes: LooseSizes):
+        self._net, self._graph, self._sizes = net, graph, sizes
+        self._tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+        self._modules = dict(net.named_modules())
+
+    def trial(self, keep: Keep) -> _Trial:
+        """Cut a copy."""
+        return _Trial(self._net, drawn_tensors(self._net), self._graph, keep)
+
+    def of_one_kind(self, groups: Sequence[UnitGroup]) -> dict[str, tuple[Attribute, ...] | str]:
+        """Find the attributes of groups of one kind: by trial for the first, of the same names for the others."""
+        found: dict[str, tuple[Attribute, ...] | str] = {}
+        known: tuple[Attribute, ...] | str | None = None
+        for group in groups:
+            if isinstance(known, str):
+                found[group.name] = known
+                continue
+            candidates = list(self._candidates(group))
+            names = {one.name for one in known or ()}
+            chosen = tuple(one for one in candidates if one.name in names)
+            if known is None or {one.name for one in chosen} != names:
+                known = chosen = self._first(group, candidates)
+            found[group.name] = chosen
+        return found
+
+    def _first(self, group: UnitGroup, candidates: Sequence[Attribute]) -> tuple[Attribute, ...] | str:
+        keep = {group.name: half_of(group)}
+        trial = self.trial(keep)
+        failure = ""
         for chosen in islice(_subsets(candidates), TRIALS):
             failure = trial.fails(chosen) or ""
             if not failure:
-                alike[kind] = tuple(one.name for one in chosen)
                 return chosen
-    where = places(graph, {group.name: half_of(group)})
-    return f"needs code: {'sizes are written in ' + '; '.join(where[:3]) if where else failure}"
+        lines = self._sizes.lines(keep)
+        return f"needs code: {'sizes are written in ' + '; '.join(lines[:3]) if lines else failure}"
+
+    def _candidates(self, group: UnitGroup) -> Iterator[Attribute]:
+        """List whole numbers near the group's parameters that equal its units or the length of one of its axes."""
+        sizes: dict[int, tuple[str | None, int]] = {}
+        for member in group.members:
+            sizes.setdefault(self._tensors[member.parameter].shape[member.axis], (member.parameter, member.axis))
+        sizes[group.size] = (None, 0)
+        near: dict[str, None] = {}
+        for member in group.members:
+            path = member.parameter.rpartition(".")[0]
+            for _ in range(3):
+                near.setdefault(path)
+                path = path.rpartition(".")[0]
+        for path in near:
+            module = self._modules.get(path)
+            if module is None or type(module).__module__.startswith("torch.nn"):
+                continue
+            for name, value in vars(module).items():
+                counts = isinstance(value, int) and not isinstance(value, bool) and not name.startswith("_")
+                if counts and value in sizes:
+                    parameter, axis = sizes[value]
+                    yield Attribute(path, name, group.name, parameter, axis)
 
 
 def _subsets(candidates: Sequence[Attribute]) -> Iterator[tuple[Attribute, ...]]:
@@ -226,27 +297,3 @@ def _kind(net: nn.Module, group: UnitGroup) -> tuple:
             for member in group.members
         ),
     )
-
-
-def _candidates(net: nn.Module, group: UnitGroup) -> Iterator[Attribute]:
-    """List whole numbers near the group's parameters that equal its units or the length of one of its axes."""
-    modules = dict(net.named_modules())
-    sizes: dict[int, tuple[str | None, int]] = {}
-    tensors: Mapping[str, Tensor] = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    for member in group.members:
-        sizes.setdefault(tensors[member.parameter].shape[member.axis], (member.parameter, member.axis))
-    sizes[group.size] = (None, 0)
-    near: dict[str, None] = {}
-    for member in group.members:
-        path = member.parameter.rpartition(".")[0]
-        for _ in range(3):
-            near.setdefault(path)
-            path = path.rpartition(".")[0]
-    for path in near:
-        module = modules.get(path)
-        if module is None or type(module).__module__.startswith("torch.nn"):
-            continue
-        for name, value in vars(module).items():
-            if isinstance(value, int) and not isinstance(value, bool) and value in sizes and not name.startswith("_"):
-                parameter, axis = sizes[value]
-                yield Attribute(path, name, group.name, parameter, axis)

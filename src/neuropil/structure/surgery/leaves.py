@@ -7,10 +7,16 @@ from torch import Tensor, nn
 from neuropil.structure.surgery.attention import SlimAttention
 from neuropil.structure.surgery.rows import Rows
 
-__all__ = ["settle_sizes"]
+__all__ = ["knows_its_sizes", "settle_sizes"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+OTHERS = (nn.Linear, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.PReLU, nn.Bilinear)
+
+
+def knows_its_sizes(module: nn.Module | None) -> bool:
+    """Tell whether `settle_sizes` sets every size that a module's own operations hold."""
+    return isinstance(module, (*CONVOLUTIONS, *BATCH_NORMS, *OTHERS)) or _is_conv1d(module)
 
 
 def settle_sizes(net: nn.Module, rows: Rows, old: Mapping[str, tuple[int, ...]]) -> None:
@@ -39,7 +45,6 @@ def settle_sizes(net: nn.Module, rows: Rows, old: Mapping[str, tuple[int, ...]])
 
 
 def _settle(module: nn.Module, rows: Mapping[str, Mapping[int, Tensor]], old: tuple[int, ...]) -> None:
-    weight = getattr(module, "weight", None)
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, CONVOLUTIONS):
@@ -64,8 +69,8 @@ def _settle(module: nn.Module, rows: Mapping[str, Mapping[int, Tensor]], old: tu
         module.num_parameters = module.weight.numel()
     elif isinstance(module, nn.Bilinear):
         module.out_features, module.in1_features, module.in2_features = module.weight.shape
-    elif type(module).__name__ == "Conv1D" and isinstance(weight, nn.Parameter):  # of transformers: (inputs, outputs)
-        vars(module).update(nx=weight.shape[0], nf=weight.shape[1])
+    elif _is_conv1d(module):
+        vars(module).update(nx=module.weight.shape[0], nf=module.weight.shape[1])
 
 
 def _blocks(rows: Tensor | None, size: int, blocks: int) -> int:
@@ -86,3 +91,8 @@ def _heads(module: nn.MultiheadAttention, rows: Mapping[int, Tensor] | None) -> 
         return module.num_heads
     kept = rows[0]
     return _blocks(kept[kept < module.embed_dim], module.embed_dim, module.num_heads)
+
+
+def _is_conv1d(module: nn.Module | None) -> bool:
+    """Tell the linear layer of transformers, whose weight is (inputs, outputs)."""
+    return type(module).__name__ == "Conv1D" and isinstance(getattr(module, "weight", None), nn.Parameter)

@@ -1,12 +1,14 @@
 """Units masked instead of removed: their rows are zero, in what produces them and in what reads them."""
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from neuropil.structure.graph.unit_graph import Keep, UnitGraph
 from neuropil.structure.masks import Masks
 
-__all__ = ["mask_units"]
+__all__ = ["mask_units", "silence_"]
 
 
 def mask_units(net: nn.Module, keep: Keep, graph: UnitGraph) -> Masks:
@@ -36,3 +38,17 @@ def mask_units(net: nn.Module, keep: Keep, graph: UnitGraph) -> Masks:
             gone = member.index[~kept.cpu()].flatten().to(parameter.device)
             masks[member.parameter].index_fill_(member.axis, gone, False)
     return Masks(masks)
+
+
+def silence_(tensors: Mapping[str, Tensor], keep: Keep, graph: UnitGraph) -> None:
+    """Put zeros, in place, where `mask_units` masks parameters; into the statistics of these units too.
+
+    Args:
+        tensors: parameters and buffers by the first of their names; none may share memory with another.
+        keep: which units stay.
+        graph: the network's units.
+    """
+    for name, kept in keep.items():
+        for member in graph[name].members:
+            tensor = tensors[member.parameter]
+            tensor.index_fill_(member.axis, member.index[~kept.cpu()].flatten().to(tensor.device), 0)

@@ -11,38 +11,84 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from neuropil.structure.graph.tracing import Example, evaluating, forward
+from neuropil.structure.graph.tracing import Example, arguments, evaluating, forward
 
-__all__ = ["agree", "drawn_copy", "outputs", "tensors_of"]
+__all__ = ["agree", "copy_with", "drawn_copy", "drawn_tensors", "outputs", "tensors_of"]
+
+POOL = 65_521  # normal numbers, dealt out over and over: a prime, so that no two rows of any width get the same
 
 
-def drawn_copy(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Copy a network and draw its parameters anew: scales about 1, shifts about 0, weights that keep signals' size."""
-    made = copy.deepcopy(net)
+def drawn_tensors(net: nn.Module, seed: int = 0) -> dict[str, Tensor]:
+    """Draw parameters and statistics anew: scales about 1, shifts about 0, weights that keep signals' size.
+
+    Returns:
+        Parameters and buffers by the first of their names, of the network's own memory none; other buffers than
+        statistics have its values.
+    """
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            if not parameter.is_floating_point():
-                continue
-            noise = torch.randn(parameter.shape, generator=generator)
-            if sum(n > 1 for n in parameter.shape) <= 1:
-                values = 1 + 0.3 * noise if bool((parameter.double() > 0.05).double().mean() > 0.5) else 0.3 * noise
-            else:
-                values = noise / math.sqrt(max(math.prod(parameter.shape[1:]), 1))
-            parameter.copy_(values.to(parameter))
-        for name, buffer in made.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator).to(buffer))
-            elif name.endswith("running_var"):
-                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator).to(buffer))
+    pool = torch.randn(POOL, generator=generator).repeat(2)
+    made: dict[str, Tensor] = {}
+    dealt = 0
+
+    def deal(like: Tensor, scale: float, shift: float) -> Tensor:
+        nonlocal dealt
+        count, start = like.numel(), dealt
+        dealt = (dealt + count) % POOL
+        numbers = pool[start : start + min(count, POOL)].to(like).mul(scale).add_(shift)
+        if count > POOL:
+            numbers = numbers.repeat(-(-count // POOL))[:count]  # a copy, as is what `mul` gives
+        return numbers.reshape(like.shape)
+
+    for name, parameter in net.named_parameters():
+        values = parameter.detach()
+        if not values.is_floating_point():
+            made[name] = values.clone()
+        elif sum(n > 1 for n in values.shape) <= 1:
+            made[name] = deal(values, 0.3, float(bool((values > 0.05).double().mean() > 0.5)))
+        else:
+            made[name] = deal(values, 1 / math.sqrt(max(math.prod(values.shape[1:]), 1)), 0.0)
+    for name, buffer in net.named_buffers():
+        if name.endswith("running_mean"):
+            made[name] = deal(buffer, 0.3, 0.0)
+        elif name.endswith("running_var"):
+            made[name] = 0.5 + torch.rand(buffer.shape, generator=generator).to(buffer)
+        else:
+            made[name] = buffer.clone()
     return made
 
 
-def outputs(net: nn.Module, example: Example) -> list[Tensor]:
-    """Run a network in eval mode, without gradients, on a copy of the example; its mode is restored."""
+def copy_with(net: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Copy a network around other parameters and buffers, by the first of their names; none is copied itself."""
+    memo: dict[int, Any] = {}
+    for name, old in [*net.named_parameters(), *net.named_buffers()]:
+        new = tensors[name]
+        learns = isinstance(old, nn.Parameter) and not isinstance(new, nn.Parameter)
+        memo[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad) if learns else new
+    return copy.deepcopy(net, memo)
+
+
+def drawn_copy(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Copy a network with drawn parameters (see `drawn_tensors`)."""
+    return copy_with(net, drawn_tensors(net, seed))
+
+
+def outputs(net: nn.Module, example: Example, tensors: Mapping[str, Tensor] | None = None) -> list[Tensor]:
+    """Run a network in eval mode, without gradients, on a copy of the example; its mode is restored.
+
+    Args:
+        net: any module.
+        example: what it is called with.
+        tensors: to run with instead of its own parameters and buffers.
+    """
+    example = copy.deepcopy(example)
     with evaluating(net), torch.no_grad():
-        return [one.clone() for one in tensors_of(forward(net, copy.deepcopy(example)))]
+        if tensors is None:
+            returned = forward(net, example)
+        else:
+            returned = functional_call(net, dict(tensors), *arguments(example))
+        return [one.clone() for one in tensors_of(returned)]
 
 
 def agree(a: list[Tensor], b: list[Tensor], tolerance: float | None = None) -> bool:

@@ -6,7 +6,7 @@ number of labels that survive on its axis; the default scale of attention is wri
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,13 +17,15 @@ from torch.fx import Graph, GraphModule, Node
 
 from neuropil.structure.graph.labels import Axis
 from neuropil.structure.graph.reading import Value
+from neuropil.structure.graph.recording import Recording
 from neuropil.structure.graph.replay import Replay
 from neuropil.structure.graph.rules.products import CONVOLUTIONS
 from neuropil.structure.graph.tracing import aliases
 from neuropil.structure.graph.unit_graph import Keep, Reading, UnitGraph
+from neuropil.structure.surgery.leaves import knows_its_sizes
 from neuropil.structure.surgery.rows import Rows, select
 
-__all__ = ["places", "rewritten"]
+__all__ = ["LooseSizes", "rewritten", "rewritten_recording"]
 
 RESHAPES = frozenset(["view", "reshape", "_unsafe_view", "expand", "broadcast_to"])
 
@@ -43,6 +45,25 @@ def rewritten(net: nn.Module, graph: UnitGraph, keep: Keep, rows: Rows) -> Repla
     Raises:
         ValueError: if the graph was read from a specification.
     """
+    first = aliases(net)
+    lasting = set(net.state_dict(keep_vars=True))
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]:
+        if first[name] == name:
+            cut = select(tensor.detach(), rows[name]) if name in rows else tensor.detach().clone()
+            learns = tensor.requires_grad
+            tensors[name] = nn.Parameter(cut, requires_grad=learns) if isinstance(tensor, nn.Parameter) else cut
+        else:
+            tensors[name] = tensors[first[name]]  # tensors that were one stay one
+    return Replay(rewritten_recording(graph, keep), tensors, set(tensors) - lasting)
+
+
+def rewritten_recording(graph: UnitGraph, keep: Keep) -> Recording:
+    """Copy the recorded graph, its numbers rewritten to what is left when units go.
+
+    Raises:
+        ValueError: if the graph was read from a specification.
+    """
     reading = graph.reading
     if reading is None:
         raise ValueError("This graph was read from a specification: trace the network to rewrite it.")
@@ -54,18 +75,7 @@ def rewritten(net: nn.Module, graph: UnitGraph, keep: Keep, rows: Rows) -> Repla
     for old, new in _together((recording.graph, recording.attributes), (copied, attributes)):
         for k, value in _literals(old, reading, survivors).items():
             _set(new, k, value)
-    first = aliases(net)
-    lasting = set(net.state_dict(keep_vars=True))
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]:
-        if first[name] == name:
-            cut = select(tensor.detach(), rows.get(name, {}))
-            cut = cut if name in rows else cut.clone()
-            learns = tensor.requires_grad
-            tensors[name] = nn.Parameter(cut, requires_grad=learns) if isinstance(tensor, nn.Parameter) else cut
-        else:
-            tensors[name] = tensors[first[name]]  # tensors that were one stay one
-    return Replay(replace(recording, graph=copied, attributes=attributes), tensors, set(tensors) - lasting)
+    return replace(recording, graph=copied, attributes=attributes)
 
 
 class Survivors:
@@ -73,22 +83,30 @@ class Survivors:
 
     def __init__(self, reading: Reading, gone: np.ndarray):
         self._reading, self._gone = reading, gone
+        self._known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def alive(self, axis: Axis) -> np.ndarray | None:
         """Tell which positions of an axis stay; None for an axis without labels."""
         if axis is None:
             return None
-        positions, classes = self._reading.solution.below(axis)
-        units = self._reading.numbers[classes]
-        left = np.ones(len(axis), dtype=bool)
-        known = units >= 0
-        left[positions[known][self._gone[units[known]]]] = False
-        return left
+        if id(axis) not in self._known:
+            positions, classes = self._reading.solution.below(axis)
+            units = self._reading.numbers[classes]
+            left = np.ones(len(axis), dtype=bool)
+            known = units >= 0
+            left[positions[known][self._gone[units[known]]]] = False
+            self._known[id(axis)] = axis, left
+        return self._known[id(axis)][1]
 
     def count(self, axis: Axis, otherwise: int) -> int:
         """Count the positions that stay."""
         left = self.alive(axis)
         return otherwise if left is None else int(left.sum())
+
+    def whole(self, axis: Axis) -> bool:
+        """Tell whether all positions of an axis stay."""
+        left = self.alive(axis)
+        return left is None or bool(left.all())
 
     def before(self, axis: Axis, position: int) -> int:
         """Count the positions that stay before one."""
@@ -116,21 +134,42 @@ def _together(old: Level, new: Level) -> Iterator[tuple[Node, Node]]:
             yield a, b
 
 
-def places(graph: UnitGraph, keep: Keep) -> list[str]:
-    """List the lines of the user's code whose sizes change when units go, innermost first."""
-    reading = graph.reading
-    if reading is None:
-        return []
-    survivors = Survivors(reading, graph.gone(keep))
-    found = []
-    level = reading.recording.graph, reading.recording.attributes
-    for node, _ in _together(level, level):
-        changed = _literals(node, reading, survivors)
-        target: Any = node.target
-        names = [argument.name for argument in target._schema.arguments] if changed else []
-        if any(_argument(node, names.index(key)) != value for key, value in changed.items()):
-            found += [node.meta["where"]] if "/torch/nn/" not in node.meta["where"] else []
-    return list(dict.fromkeys(found))
+class LooseSizes:
+    """Sizes in the user's code that follow units: those that no known module sets right by itself.
+
+    Args:
+        net: the network.
+        graph: its units.
+        keep: which stay, of every group that is to be asked about.
+    """
+
+    def __init__(self, net: nn.Module, graph: UnitGraph, keep: Keep):
+        self._graph, self._nodes = graph, list[Node]()
+        if graph.reading is None:
+            return
+        modules = dict(net.named_modules())
+        level = graph.reading.recording.graph, graph.reading.recording.attributes
+        every = [node for node, _ in _together(level, level)]
+        self._nodes = [
+            node for node in self._changing(every, keep) if not knows_its_sizes(modules.get(node.meta["module"]))
+        ]
+
+    def lines(self, keep: Keep) -> list[str]:
+        """List the lines of the user's code with a size that changes when these units go."""
+        return list(dict.fromkeys(node.meta["where"] for node in self._changing(self._nodes, keep)))
+
+    def _changing(self, nodes: Sequence[Node], keep: Keep) -> Iterator[Node]:
+        reading = self._graph.reading
+        if reading is None or not nodes:
+            return
+        survivors = Survivors(reading, self._graph.gone(keep))
+        for node in nodes:
+            changed = _literals(node, reading, survivors)
+            target: Any = node.target
+            names = [argument.name for argument in target._schema.arguments] if changed else []
+            before = {key: _argument(node, names.index(key)) for key in changed}
+            if {key: list(old) if isinstance(old, list | tuple) else old for key, old in before.items()} != changed:
+                yield node
 
 
 @dataclass(frozen=True)
@@ -201,7 +240,7 @@ def _unflattened(call: Literals, survivors: Survivors) -> dict[str, Any]:
 def _sliced(call: Literals, survivors: Survivors) -> dict[str, Any]:
     dim = call.arguments["dim"] % len(call.x.shape)
     axis, size, start = call.x.axes[dim], call.x.shape[dim], call.arguments.get("start") or 0
-    if axis is None or call.arguments.get("step", 1) != 1 or not isinstance(start, int):
+    if survivors.whole(axis) or call.arguments.get("step", 1) != 1 or not isinstance(start, int):
         return {}
     start = max(start + size, 0) if start < 0 else min(start, size)
     return {"start": survivors.before(axis, start), "end": survivors.before(axis, start + call.out.shape[dim])}
@@ -238,9 +277,10 @@ def _grouped(call: Literals, survivors: Survivors) -> dict[str, Any]:
 
 def _attended(call: Literals, survivors: Survivors) -> dict[str, Any]:
     """Write in the scale that attention takes from an axis which may shrink."""
-    if call.arguments.get("scale") is not None:
+    query = call.values[call.arguments["query"]]
+    if call.arguments.get("scale") is not None or survivors.whole(query.axes[-1]):
         return {}
-    return {"scale": 1 / math.sqrt(call.values[call.arguments["query"]].shape[-1])}
+    return {"scale": 1 / math.sqrt(query.shape[-1])}
 
 
 def _shuffled(call: Literals, survivors: Survivors) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def surviving(graph: UnitGraph, keep: Keep, shapes: Mapping[str, torch.Size]) ->
 
 def select(tensor: Tensor, rows: Mapping[int, Tensor]) -> Tensor:
     """Take rows along several axes."""
-    for axis, index in rows.items():
+    for axis, index in sorted(rows.items()):  # the first axis first: its rows are stretches of memory
         tensor = tensor.index_select(axis, index.to(tensor.device))
     return tensor
 

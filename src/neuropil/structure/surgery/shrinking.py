@@ -59,6 +59,7 @@ def shrink(
     optimizer: Optimizer | None = None,
     attributes: Mapping[str, str] | None = None,
     backend: Literal["module", "graph"] = "module",
+    proof: bool = True,
 ) -> nn.Module:
     """Remove units from a network.
 
@@ -70,8 +71,9 @@ def shrink(
         optimizer: goes on with what is left: parameters are swapped in place, its state loses the same rows.
         attributes: sizes on modules that follow a group, such as {"encoder.attn.num_heads": "encoder.attn.q:4x8"}: what
             is given here is taken as given, the rest is found by trial.
-        backend: "module" keeps the module and its class; "graph" returns the exported graph with its sizes rewritten,
+        backend: "module" keeps the module and its class; "graph" returns the recorded graph with its sizes rewritten,
             which always works but is specialised to eval mode and to the example's sizes.
+        proof: see `prune_units`.
 
     Returns:
         The network.
@@ -88,7 +90,7 @@ def shrink(
     if backend == "graph":
         graph.check(keep)
         return rewritten(net, graph, keep, cut_rows(net, graph, keep)[0])
-    cut(net, keep, graph, optimizer=optimizer, attributes=attributes)
+    cut(net, keep, graph, optimizer=optimizer, attributes=attributes, proof=proof)
     return net
 
 
@@ -100,6 +102,7 @@ def cut(
     optimizer: Optimizer | None = None,
     attributes: Mapping[str, str] | None = None,
     known: Known | None = None,
+    proof: bool = True,
 ) -> Cut:
     """Remove units in place, as `shrink` does, and say what was done.
 
@@ -110,6 +113,7 @@ def cut(
         optimizer: goes on with what is left.
         attributes: see `shrink`.
         known: what `discover` found before for these groups, to save the trials.
+        proof: see `prune_units`.
 
     Raises:
         KeyError, ValueError: as `shrink`.
@@ -117,7 +121,7 @@ def cut(
     graph.check(keep)
     keep = {name: kept for name, kept in keep.items() if not bool(kept.all())}
     given = _given(net, attributes or {}, graph)
-    found = _found(net, keep, graph, given) if known is None else known
+    found = _found(net, keep, graph, given, proof) if known is None else known
     needed: list[Attribute] = list(given)
     for name in keep:
         these = found.get(name, ())
@@ -185,8 +189,8 @@ def _given(net: nn.Module, attributes: Mapping[str, str], graph: UnitGraph) -> l
     return listed
 
 
-def _found(net: nn.Module, keep: Keep, graph: UnitGraph, given: list[Attribute]) -> Known:
+def _found(net: nn.Module, keep: Keep, graph: UnitGraph, given: list[Attribute], proof: bool) -> Known:
     settled = {one.group for one in given}
     if graph.reading is None:
         raise ValueError("This graph was read from a specification: trace the network to cut it.")
-    return discover(net, graph, [graph[name] for name in keep if name not in settled])
+    return discover(net, graph, [graph[name] for name in keep if name not in settled], proof=proof)

@@ -140,7 +140,7 @@ def _epochs(
             loss.backward()
             optimizer.step()
         if not bool(loss.isfinite()):
-            raise FloatingPointError(f"The loss is {float(loss)} after epoch {epoch}.")
+            raise FloatingPointError(f"The loss is {loss.item()} after epoch {epoch}.")
         if epoch in drops:
             for group in optimizer.param_groups:
                 group["lr"] *= 0.1

@@ -41,7 +41,7 @@ def train(
             optimizer.zero_grad()
             loss = sign * cross_entropy(net(x[chosen]), y[chosen])
             if not bool(loss.isfinite()):
-                raise FloatingPointError(f"The loss is {float(loss)} at step {step}.")
+                raise FloatingPointError(f"The loss is {loss.item()} at step {step}.")
             loss.backward()
             optimizer.step()
             step += 1
