@@ -1,4 +1,4 @@
-"""What a recording cannot follow, by `torch.export`: control flow, numbers read out of tensors, transforms of functions.
+"""What a recording cannot follow, by `torch.export`: control flow, numbers read out of tensors, transforms.
 
 It runs on tensors without numbers, so that it sees where numbers matter, and refuses what it cannot carry through.
 """
@@ -11,7 +11,7 @@ from torch.export import export
 from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
 
-from neuropil.structure.graph.recording import Feed, Recording, made
+from neuropil.structure.graph.recording import Feed, Recording, aliases, made
 
 __all__ = ["exported"]
 
@@ -40,11 +40,11 @@ def exported(net: nn.Module, args: Sequence[Any], keywords: Mapping[str, Any]) -
             f"branch on the values of a tensor by torch.where or torch.cond, and pass as keywords what the forward "
             f"expects as keywords (use_cache=False, for instance)."
         ) from error
-    feeds, constants = [], {}
+    feeds, constants, first = [], {}, aliases(net)
     nodes = {node.name: node for node in program.graph_module.graph.nodes if node.op == "placeholder"}
     for spec in program.graph_signature.input_specs:
         if spec.kind in TENSORS:
-            feeds.append(Feed("tensor", str(spec.target)))
+            feeds.append(Feed("tensor", first[str(spec.target)]))
         elif spec.kind == InputKind.USER_INPUT:
             feeds.append(Feed("input"))
             given = nodes[spec.arg.name].meta.get("val")

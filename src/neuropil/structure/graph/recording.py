@@ -25,14 +25,16 @@ from torch.fx import Graph, Node
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import TreeSpec, tree_flatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-__all__ = ["Feed", "Recording", "RecordingError", "record"]
+__all__ = ["Feed", "Recording", "RecordingError", "aliases", "made", "record"]
 
 TORCH = f"{Path(torch.__file__).parent}/"
 KINDS = (Tensor, nn.Parameter, nn.Buffer)
 # They make a tensor from numbers, unseen by the dispatcher, or numbers from a tensor.
-MAKERS = frozenset([torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, torch.frombuffer, Tensor.new_tensor])
+MAKERS = frozenset(
+    [torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, torch.frombuffer, Tensor.new_tensor]
+)
 READERS = frozenset([Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__])
 DATA: Any = Tensor.data
 DEPENDENT = frozenset([torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape])
@@ -44,7 +46,7 @@ class RecordingError(Exception):
 
 @dataclass(frozen=True)
 class Feed:
-    """What a placeholder of the graph stands for: a parameter, buffer or constant by its name, or one of the inputs."""
+    """What a placeholder stands for: a parameter or buffer by the first of its names, a constant, or an input."""
 
     kind: Literal["tensor", "constant", "input"]
     name: str = ""
@@ -101,22 +103,28 @@ def record(net: nn.Module, args: Sequence[Any], keywords: Mapping[str, Any]) -> 
     """
     recorder = Recorder(net)
     leaves, spec = tree_flatten((tuple(args), dict(keywords)))
-    recorder.take_inputs(leaves)
+    args, keywords = tree_unflatten(recorder.take_inputs(leaves), spec)
     with as_exporting(), recorder.following(), torch._C._EnablePythonDispatcher(), recorder, Watch(recorder):
         returned = net(*args, **keywords)
     return recorder.finished(returned, spec)
 
 
+def aliases(net: nn.Module) -> dict[str, str]:
+    """For every name of a parameter or buffer, the first name of the same tensor."""
+    first: dict[int, str] = {}
+    named = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in named}
+
+
 @contextmanager
 def as_exporting() -> Iterator[None]:
     """Tell libraries that they are being exported: they then leave out branches on numbers that only save time."""
-    flags = {"_is_compiling_flag": True, "_is_exporting_flag": True}
-    before = {name: getattr(torch.compiler, name) for name in flags}
-    vars(torch.compiler).update(flags)
+    before = torch.compiler._is_compiling_flag, torch.compiler._is_exporting_flag
+    torch.compiler._is_compiling_flag = torch.compiler._is_exporting_flag = True
     try:
         yield
     finally:
-        vars(torch.compiler).update(before)
+        torch.compiler._is_compiling_flag, torch.compiler._is_exporting_flag = before
 
 
 class Recorder(SchemaCheckMode):
@@ -145,11 +153,14 @@ class Recorder(SchemaCheckMode):
             self._place(Feed("tensor", name), tensor)
         self._last: Node | None = None
 
-    def take_inputs(self, leaves: Sequence[Any]) -> None:
-        """Make placeholders for the leaves of the inputs."""
+    def take_inputs(self, leaves: Sequence[Any]) -> list[Any]:
+        """Make placeholders for the leaves of the inputs; a tensor that is known already becomes one of its own."""
+        taken = []
         for leaf in leaves:
-            self._place(Feed("input"), leaf)
+            taken.append(leaf.detach() if isinstance(leaf, Tensor) and self.node(leaf) is not None else leaf)
+            self._place(Feed("input"), taken[-1])
         self._last = next(reversed(self._graph.nodes), None)
+        return taken
 
     def _place(self, feed: Feed, value: Any) -> None:
         node = self._placeholder(feed)

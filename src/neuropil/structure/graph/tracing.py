@@ -19,11 +19,11 @@ from neuropil.structure.graph import rules
 from neuropil.structure.graph.exporting import exported
 from neuropil.structure.graph.labels import Axis, Solution
 from neuropil.structure.graph.reading import Reader, Value
-from neuropil.structure.graph.recording import Recording, record
+from neuropil.structure.graph.recording import Recording, aliases, record
 from neuropil.structure.graph.unit_graph import Axes, Count, Reading, UnitGraph
 from neuropil.structure.graph.units import Member, UnitGroup
 
-__all__ = ["Example", "aliases", "arguments", "evaluating", "forward", "trace_units"]
+__all__ = ["Example", "arguments", "evaluating", "forward", "trace_units"]
 
 Example = Tensor | Sequence | Mapping[str, Any]
 _ = rules  # importing them registers them
@@ -52,9 +52,7 @@ def trace_units(net: nn.Module, example_inputs: Example) -> UnitGraph:
     recording = _recorded(net, example_inputs)
     reader = Reader()
     alike = aliases(net)
-    tensors = {
-        name: tensor for name, tensor in [*net.named_parameters(), *net.named_buffers()] if alike[name] == name
-    }
+    tensors = {name: tensor for name, tensor in [*net.named_parameters(), *net.named_buffers()] if alike[name] == name}
     lasting = set(net.state_dict(keep_vars=True))
     for name, tensor in tensors.items():
         _label(name, tensor, reader, labelled=name in lasting and tensor.is_floating_point())
@@ -62,7 +60,7 @@ def trace_units(net: nn.Module, example_inputs: Example) -> UnitGraph:
     inputs = []
     for feed, node in zip(recording.feeds, placeholders, strict=True):
         if feed.kind == "tensor":
-            inputs.append(reader.parameters[alike[feed.name]])
+            inputs.append(reader.parameters[feed.name])
         elif node.meta["made"] is not None:
             inputs.append(Value.free(node.meta["made"]))
         else:
@@ -73,7 +71,7 @@ def trace_units(net: nn.Module, example_inputs: Example) -> UnitGraph:
             if axis is not None:
                 reader.labels.freeze(axis, "returned by the network")
     read = [feed for feed, node in zip(recording.feeds, placeholders, strict=True) if node.users]
-    used = {alike[feed.name] for feed in read if feed.kind == "tensor"}
+    used = {feed.name for feed in read if feed.kind == "tensor"}
     for name in set(tensors) - used:
         for axis in reader.parameters[name].axes:
             if axis is not None:
@@ -121,13 +119,6 @@ def evaluating(net: nn.Module):
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-def aliases(net: nn.Module) -> dict[str, str]:
-    """For every name of a parameter or buffer, the first name of the same tensor."""
-    first: dict[int, str] = {}
-    named = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
-    return {name: first.setdefault(id(tensor), name) for name, tensor in named}
 
 
 def _recorded(net: nn.Module, example: Example) -> Recording:

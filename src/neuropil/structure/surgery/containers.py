@@ -95,9 +95,9 @@ def discover(
     every = chosen(kinds if proof else loose)
     if not every or passes(every):
         return found
-    for kind in kinds:
+    for kind, these in kinds.items():
         if kind not in loose:
-            found |= search.of_one_kind(kinds[kind])
+            found |= search.of_one_kind(these)
     accepted: list[str] = []
 
     def accept(names: list[str]) -> None:

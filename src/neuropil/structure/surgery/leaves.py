@@ -70,7 +70,7 @@ def _settle(module: nn.Module, rows: Mapping[str, Mapping[int, Tensor]], old: tu
     elif isinstance(module, nn.Bilinear):
         module.out_features, module.in1_features, module.in2_features = module.weight.shape
     elif _is_conv1d(module):
-        vars(module).update(nx=module.weight.shape[0], nf=module.weight.shape[1])
+        vars(module).update(zip(("nx", "nf"), module.get_parameter("weight").shape, strict=True))
 
 
 def _blocks(rows: Tensor | None, size: int, blocks: int) -> int:

@@ -17,10 +17,9 @@ from torch.fx import Graph, GraphModule, Node
 
 from neuropil.structure.graph.labels import Axis
 from neuropil.structure.graph.reading import Value
-from neuropil.structure.graph.recording import Recording
+from neuropil.structure.graph.recording import Recording, aliases
 from neuropil.structure.graph.replay import Replay
 from neuropil.structure.graph.rules.products import CONVOLUTIONS
-from neuropil.structure.graph.tracing import aliases
 from neuropil.structure.graph.unit_graph import Keep, Reading, UnitGraph
 from neuropil.structure.surgery.leaves import knows_its_sizes
 from neuropil.structure.surgery.rows import Rows, select
