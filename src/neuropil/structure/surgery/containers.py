@@ -2,7 +2,7 @@
 
 A forward that runs proves nothing: `view(B, N, 3, h, -1)` after one of four heads was cut has the right shape and wrong
 numbers. So a trial is accepted when its output equals, on drawn parameters, that of the masked network, or where the
-groups are not exact that of the exported graph, cut alike.
+groups are not exact that of the recorded graph, cut alike.
 """
 
 import copy

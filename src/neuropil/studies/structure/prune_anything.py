@@ -1,8 +1,8 @@
 """Can the units of any network be found without hand-written rules, scored together, and cut without training?
 
 Structurally Prune Anything (Wang et al. 2024) marks which entries of which parameters must go together and scores those
-groups; without fine-tuning, what is left is refitted to give the layers' old outputs (OBSPA). Here units come from the
-graph that `torch.export` reads. A cut is right if the small network computes what the large one does with the same
+groups; without fine-tuning, what is left is refitted to give the layers' old outputs (OBSPA). Here units come from a
+recording of the network's operations. A cut is right if the small network computes what the large one does with the same
 units masked; so that is asked first, of networks of every kind. Then a residual net is trained once a seed and cut by
 every score with every repair; the running statistics of its norms are a repair by themselves, so each comparison has
 them recomputed in both arms or in none. At last the clock: an untrained wide net, half of its units.
@@ -151,7 +151,7 @@ def zoo(settings: Settings, run: Run) -> None:
 
 
 def exactness(member: Member) -> dict:
-    """Cut half of every exact group in the exported graph, and in the module as far as its code allows."""
+    """Cut half of every exact group in the recorded graph, and in the module as far as its code allows."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = drawn_(member.make())
