@@ -94,6 +94,12 @@ def cast(net: Does, x: Tensor) -> Tensor:
         return x @ net.weight
 
 
+def written_through(net: Does, x: Tensor) -> Tensor:
+    total = torch.zeros(3)
+    total.view(3, 1)[0] = x[0, 0]
+    return x * total[0].item()
+
+
 ELSEWHERE = torch.ones(3)
 REFUSED: dict[str, Callable[..., Any]] = {
     "a branch": lambda net, x: x if x.sum() > 0 else -x,
@@ -106,6 +112,8 @@ REFUSED: dict[str, Callable[..., Any]] = {
     "places": lambda net, x: x.nonzero(),
     "a transform": lambda net, x: torch.func.vmap(torch.sin)(x),
     "casting": cast,
+    "numbers written through a view": written_through,
+    "an object": lambda net, x: (x, object()),
     "a tensor from elsewhere": lambda net, x: x + ELSEWHERE,
 }
 

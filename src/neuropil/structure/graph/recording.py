@@ -144,12 +144,13 @@ class Recorder(SchemaCheckMode):
         self._graph, self._feeds, self._constants = Graph(), list[Feed](), dict[str, Tensor]()
         self._known: dict[int, tuple[Callable[[], Any], Node]] = {}
         self._depends: set[Node] = set()  # on the input, or on a parameter
+        self._written: set[int] = set()  # memory that such numbers were written into, maybe through a view
         self._paths = {id(module): name for name, module in net.named_modules()}
         self._stack = [""]
         self._held = {id(one) for module in net.modules() for one in _tensors(list(vars(module).values()))}
         self._storages = set()
         for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
-            self._storages.add(tensor.untyped_storage().data_ptr())
+            self._storages.add(_memory(tensor))
             self._place(Feed("tensor", name), tensor)
         self._last: Node | None = None
 
@@ -199,7 +200,10 @@ class Recorder(SchemaCheckMode):
 
     def depends(self, tree: Any) -> bool:
         """Tell whether anything in a tree depends on the input or on a parameter."""
-        return any((node := self.node(one)) is None or node in self._depends for one in _tensors(tree))
+        return any(
+            (node := self.node(one)) is None or node in self._depends or _memory(one) in self._written
+            for one in _tensors(tree)
+        )
 
     def hold(self, tree: Any) -> None:
         """Take the tensors in a tree for constants."""
@@ -232,7 +236,7 @@ class Recorder(SchemaCheckMode):
             return node
         if type(tensor) not in KINDS:
             raise RecordingError(f"a tensor of class {type(tensor).__name__}")
-        if id(tensor) not in self._held or tensor.untyped_storage().data_ptr() in self._storages:
+        if id(tensor) not in self._held or _memory(tensor) in self._storages:
             raise RecordingError("a tensor that no operation made")
         return self._constant(tensor)
 
@@ -256,7 +260,7 @@ class Recorder(SchemaCheckMode):
         if func is torch.ops.aten.lift_fresh.default and self.node(args[0]) is None:
             return self._fresh(args[0])
         given, options = self._named(args), self._named(kwargs)
-        depends = any(node in self._depends for node in _nodes((given, options)))
+        depends = self.depends((args, kwargs))
         guard = torch._C._DisablePythonDispatcher()
         try:
             result = func(*args, **kwargs)
@@ -268,6 +272,8 @@ class Recorder(SchemaCheckMode):
         node.meta.update(made=made(result), module=self._stack[-1], where=_line())
         if depends:
             self._depends.add(node)
+            if func._schema.is_mutable:
+                self._written.update(_memory(one) for one in _tensors(result))
         self._returns(result, node)
         return result
 
@@ -295,6 +301,9 @@ class Recorder(SchemaCheckMode):
     def finished(self, returned: Any, inputs: TreeSpec) -> Recording:
         """Close the graph."""
         leaves, outputs = tree_flatten(returned)
+        for one in leaves:
+            if not isinstance(one, Tensor | int | float | complex | str | None):
+                raise RecordingError(f"an object of class {type(one).__name__} is returned")
         ends = [self._argument(one) if isinstance(one, Tensor) else one for one in leaves]
         self._graph.output(tuple(ends))
         self._graph.eliminate_dead_code()
@@ -371,12 +380,5 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
             yield from _tensors(one)
 
 
-def _nodes(tree: Any) -> Iterator[Node]:
-    if isinstance(tree, Node):
-        yield tree
-    elif isinstance(tree, list | tuple):
-        for one in tree:
-            yield from _nodes(one)
-    elif isinstance(tree, dict):
-        for one in tree.values():
-            yield from _nodes(one)
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ["FAMILIES", "HOUSE", "Member", "ResidualNet", "drawn_"]
+__all__ = ["FAMILIES", "HOUSE", "Member", "ResidualNet"]
 
 Example = Tensor | dict[str, Any]
 
@@ -112,24 +111,6 @@ class Member:
     name: str
     make: Callable[[], nn.Module]
     example: Callable[[], Example]
-
-
-def drawn_(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw all parameters and statistics, in float64: nothing stays 0 or 1, where a wrong cut would pass."""
-    generator = torch.Generator().manual_seed(seed)
-    net = net.double().eval()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            vector = sum(size > 1 for size in parameter.shape) <= 1
-            fan = math.prod(parameter.shape[1:])
-            parameter.copy_(parameter.mean() + 0.3 * noise if vector else noise / math.sqrt(fan))
-        for name, buffer in net.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator, dtype=torch.float64))
-            elif name.endswith("running_var"):
-                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator, dtype=torch.float64))
-    return net
 
 
 def _images(side: int) -> Tensor:

@@ -2,8 +2,8 @@
 
 Structurally Prune Anything (Wang et al. 2024) marks which entries of which parameters must go together and scores those
 groups; without fine-tuning, what is left is refitted to give the layers' old outputs (OBSPA). Here units come from a
-recording of the network's operations. A cut is right if the small network computes what the large one does with the same
-units masked; so that is asked first, of networks of every kind. Then a residual net is trained once a seed and cut by
+recording of the network's operations. A cut is right if the small network computes what the large one does with the
+same units masked; so that is asked first, of networks of every kind. Then a residual net is trained once a seed and cut by
 every score with every repair; the running statistics of its norms are a repair by themselves, so each comparison has
 them recomputed in both arms or in none. At last the clock: an untrained wide net, half of its units.
 """
@@ -30,10 +30,10 @@ from neuropil.structure.profile import compare_profiles
 from neuropil.structure.prune import prune_units
 from neuropil.structure.repair import OptimalBrainRepair, noise_like
 from neuropil.structure.surgery import cut, discover, mask_units, shrink
-from neuropil.structure.surgery.proof import outputs
+from neuropil.structure.surgery.proof import drawn_copy, outputs
 from neuropil.structure.weightspace.interpolation import reset_norm_
 from neuropil.studies.structure._images import accuracy, pooled_images
-from neuropil.studies.structure._units_zoo import FAMILIES, HOUSE, Member, ResidualNet, drawn_
+from neuropil.studies.structure._units_zoo import FAMILIES, HOUSE, Member, ResidualNet
 
 SHUFFLING, CUTTING = 0x5EED, 0xC07
 TIGHT = 1e-9  # two float64 forwards of the same function
@@ -154,7 +154,7 @@ def exactness(member: Member) -> dict:
     """Cut half of every exact group in the recorded graph, and in the module as far as its code allows."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = drawn_(member.make())
+        net = drawn_copy(member.make().double().eval())
     example = member.example()
     graph = trace_units(net, example)
     groups = graph.prunable()
