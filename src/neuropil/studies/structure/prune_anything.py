@@ -3,8 +3,8 @@
 Structurally Prune Anything (Wang et al. 2024) marks which entries of which parameters must go together and scores those
 groups; without fine-tuning, what is left is refitted to give the layers' old outputs (OBSPA). Here units come from a
 recording of the network's operations. A cut is right if the small network computes what the large one does with the
-same units masked; so that is asked first, of networks of every kind. Then a residual net is trained once a seed and cut by
-every score with every repair; the running statistics of its norms are a repair by themselves, so each comparison has
+same units masked; so that is asked first, of networks of every kind. Then a residual net is trained once a seed and cut
+by every score with every repair; the running statistics of its norms are a repair by themselves, so each comparison has
 them recomputed in both arms or in none. At last the clock: an untrained wide net, half of its units.
 """
 
