@@ -50,7 +50,7 @@ class Settings:
 
     data: str = "mnist"
     train: int | None = 12000
-    test: int | None = None
+    test: int | None = 6000
     pool: int = 2
     stem: int = 12
     widths: tuple[int, ...] = (12, 24, 48)
@@ -65,7 +65,7 @@ class Settings:
     seeds: int = 5
     families: bool = True
     timed_width: int = 64
-    timed_side: int = 64
+    timed_side: int = 32
     timed_batch: int = 64
     threads: int = 2
 
@@ -74,6 +74,7 @@ SCALES = {
     "smoke": Settings(
         data="digits",
         train=None,
+        test=None,
         pool=1,
         stem=8,
         widths=(8, 16),
@@ -90,6 +91,7 @@ SCALES = {
     "paper": Settings(
         data="fashion-mnist",
         train=None,
+        test=None,
         pool=1,
         stem=64,
         widths=(64, 128, 256, 512),
