@@ -30,7 +30,8 @@ def plot_regret(comparison: StrategyComparison, ax: Axes | None = None) -> Figur
         half = 1.96 * regret.std(axis=0) / np.sqrt(len(regret))
         colour = GREY if name == comparison.baseline else next(others)
         ax.plot(queries, mean, color=colour, lw=1.4, label=name)
-        ax.fill_between(queries, mean - half, mean + half, color=colour, alpha=0.2, lw=0)
+        low = np.maximum(mean - half, regret.min(axis=0))  # of few seeds the interval may reach below all of them
+        ax.fill_between(queries, low, mean + half, color=colour, alpha=0.2, lw=0)
     ax.set_xlabel("queries")
     ax.set_ylabel("regret")
     ax.legend(frameon=False, fontsize=7, loc="upper right")  # where curves that fall leave room
