@@ -270,6 +270,26 @@ def test_frozen_parameters_stay_frozen():
     assert (net[0].out_channels, net[2].in_channels, net[0].bias.shape) == (3, 3, (3,))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm], ids=["old", "new"])
+def test_layers_with_weight_norm_lose_lengths_and_directions(norm):
+    torch.manual_seed(0)
+    layers = norm(nn.Conv1d(2, 6, 3)), norm(nn.Conv1d(6, 6, 3, groups=3)), norm(nn.Linear(6, 4)), nn.Linear(4, 2)
+    net = nn.Sequential(*layers[:2], nn.AdaptiveAvgPool1d(1), nn.Flatten(), layers[2], nn.Tanh(), layers[3]).double()
+    x = torch.randn(3, 2, 9, dtype=torch.float64)
+    graph = trace_units(net, x)
+    groups = graph.prunable(inexact=True)
+    assert all("norm" in group.reason for group in groups)
+    keep = halved(graph, [group.name for group in groups])
+    small = shrink(net, keep, graph, backend="graph")
+    shrink(net, keep, graph)
+    assert gap(outputs(net, x), outputs(small, x)) < 1e-12
+    conv, grouped, linear, last = net[0], net[1], net[4], net[6]
+    assert (conv.out_channels, grouped.in_channels) == (grouped.in_channels, grouped.weight.shape[1] * grouped.groups)
+    assert (linear.in_features, linear.out_features, last.in_features) == (grouped.out_channels, 2, 2)
+    assert sum(p.numel() for p in net.parameters()) == graph.parameters(keep)
+
+
 def test_sizes_written_in_code_are_named_with_the_line():
     one = case("hf-bert")
     pytest.importorskip("transformers")

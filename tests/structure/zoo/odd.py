@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
 
 from tests.structure.zoo.case import Case
 
@@ -237,4 +238,11 @@ CASES = (
         nn.Linear(3 * 4, 2),
     ), torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(7)),
         "GLU halves the channels of a grouped convolution"),
+    Case("bag", lambda: nn.Sequential(
+        nn.EmbeddingBag(11, 6, mode="mean"), nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3)
+    ), tokens(), "rows looked up and reduced in one operation"),
+    Case("weight-norm", lambda: nn.Sequential(
+        weight_norm(nn.Conv1d(4, 6, 3)), nn.ELU(), weight_norm(nn.Conv1d(6, 6, 3, groups=2)),
+        nn.BatchNorm1d(6, affine=False), nn.Flatten(), nn.Linear(6 * 4, 5), nn.ELU(), nn.Linear(5, 2),
+    ), torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(8)), "lengths and directions of weights apart"),
 )  # fmt: skip

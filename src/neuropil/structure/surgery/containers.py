@@ -203,7 +203,7 @@ class _Trial:
         """Give what the masked network computes, or where the groups are not exact the recorded graph, cut alike."""
         if all(self._graph[name].exact for name in self._keep):
             silence_(self._drawn, self._keep, self._graph)
-            return outputs(self._whole, self._example, self._drawn)
+            return outputs(copy_with(self._whole, self._drawn), self._example)
         leaves, _ = tree_flatten(arguments(copy.deepcopy(self._example)))
         with torch.no_grad():
             return list(tensors_of(replayed(rewritten_recording(self._graph, self._keep), self._tensors, leaves)))

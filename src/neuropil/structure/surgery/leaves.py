@@ -1,6 +1,7 @@
 """Sizes that known modules remember beside their weights, set right after rows were cut or added."""
 
 from collections.abc import Mapping
+from operator import attrgetter
 
 from torch import Tensor, nn
 
@@ -11,7 +12,11 @@ __all__ = ["knows_its_sizes", "settle_sizes"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-OTHERS = (nn.Linear, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.PReLU, nn.Bilinear)
+OTHERS = (nn.Linear, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag, nn.PReLU, nn.Bilinear)
+
+# Where a weight is: plain, under either form of weight norm, under another parametrisation; or what is as long.
+PARTS = ("parametrizations.weight.original1", "parametrizations.weight.original")
+WEIGHTS = ("weight", "weight_v", *PARTS, "running_mean")
 
 
 def knows_its_sizes(module: nn.Module | None) -> bool:
@@ -27,12 +32,16 @@ def settle_sizes(net: nn.Module, rows: Rows, old: Mapping[str, tuple[int, ...]])
         rows: what every axis that changed now holds.
         old: shapes of the parameters before, by name.
     """
-    touched = {name.rpartition(".")[0] for name in rows}
-    for path in touched:
+    for path in {_owner(name) for name in rows}:
         module = net.get_submodule(path)
-        mine = {name.rpartition(".")[2]: rows[name] for name in rows if name.rpartition(".")[0] == path}
-        shape = old.get(f"{path}.weight" if path else "weight", ())
-        _settle(module, mine, shape)
+        whole = next((name for end in WEIGHTS if (name := f"{path}.{end}" if path else end) in old), "")
+        mine = {
+            "weight" if name == whole else name.rpartition(".")[2]: axes
+            for name, axes in rows.items()
+            if _owner(name) == path
+        }
+        if whole:
+            _settle(module, mine, old[whole], tuple(attrgetter(whole)(net).shape))
     for path, module in list(net.named_modules()):
         if isinstance(module, nn.MultiheadAttention):
             inside = [name for name in rows if name.startswith(f"{path}." if path else "")]
@@ -44,33 +53,37 @@ def settle_sizes(net: nn.Module, rows: Rows, old: Mapping[str, tuple[int, ...]])
                 setattr(net.get_submodule(parent), last, slim)
 
 
-def _settle(module: nn.Module, rows: Mapping[str, Mapping[int, Tensor]], old: tuple[int, ...]) -> None:
+def _owner(name: str) -> str:
+    """Give the path of the module whose parameter it is, reparametrised or not."""
+    return name.rpartition(".")[0].split(".parametrizations.")[0] if "." in name else ""
+
+
+def _settle(
+    module: nn.Module, rows: Mapping[str, Mapping[int, Tensor]], old: tuple[int, ...], new: tuple[int, ...]
+) -> None:
+    """Set the sizes of one module, after the old and the new shape of its weight."""
     if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
+        module.out_features, module.in_features = new
     elif isinstance(module, CONVOLUTIONS):
         groups = _blocks(rows.get("weight", {}).get(0), old[0], module.groups)
-        first, second = module.weight.shape[:2]
-        sizes = (first, second * groups)
+        sizes = (new[0], new[1] * groups)
         module.out_channels, module.in_channels = sizes[::-1] if module.transposed else sizes
         module.groups = groups
     elif isinstance(module, BATCH_NORMS):
-        kept = next((index for axes in rows.values() for index in axes.values()), None)
-        module.num_features = len(kept) if kept is not None else module.num_features
+        module.num_features = new[0]
     elif isinstance(module, nn.GroupNorm):
-        module.num_groups = _blocks(
-            rows.get("weight", rows.get("bias", {})).get(0), module.num_channels, module.num_groups
-        )
-        module.num_channels = module.weight.shape[0]
+        module.num_groups = _blocks(rows.get("weight", {}).get(0), module.num_channels, module.num_groups)
+        module.num_channels = new[0]
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-        module.normalized_shape = tuple(module.weight.shape)
-    elif isinstance(module, nn.Embedding):
-        module.num_embeddings, module.embedding_dim = module.weight.shape
+        module.normalized_shape = new
+    elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        module.num_embeddings, module.embedding_dim = new
     elif isinstance(module, nn.PReLU):
-        module.num_parameters = module.weight.numel()
+        module.num_parameters = new[0]
     elif isinstance(module, nn.Bilinear):
-        module.out_features, module.in1_features, module.in2_features = module.weight.shape
+        module.out_features, module.in1_features, module.in2_features = new
     elif _is_conv1d(module):
-        vars(module).update(zip(("nx", "nf"), module.get_parameter("weight").shape, strict=True))
+        vars(module).update(zip(("nx", "nf"), new, strict=True))
 
 
 def _blocks(rows: Tensor | None, size: int, blocks: int) -> int:

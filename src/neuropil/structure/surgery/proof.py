@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from neuropil.structure.graph.tracing import Example, arguments, evaluating, forward
+from neuropil.structure.graph.tracing import Example, evaluating, forward
 
 __all__ = ["agree", "copy_with", "drawn_copy", "drawn_tensors", "outputs", "tensors_of"]
 
@@ -74,21 +73,10 @@ def drawn_copy(net: nn.Module, seed: int = 0) -> nn.Module:
     return copy_with(net, drawn_tensors(net, seed))
 
 
-def outputs(net: nn.Module, example: Example, tensors: Mapping[str, Tensor] | None = None) -> list[Tensor]:
-    """Run a network in eval mode, without gradients, on a copy of the example; its mode is restored.
-
-    Args:
-        net: any module.
-        example: what it is called with.
-        tensors: to run with instead of its own parameters and buffers.
-    """
-    example = copy.deepcopy(example)
+def outputs(net: nn.Module, example: Example) -> list[Tensor]:
+    """Run a network in eval mode, without gradients, on a copy of the example; its mode is restored."""
     with evaluating(net), torch.no_grad():
-        if tensors is None:
-            returned = forward(net, example)
-        else:
-            returned = functional_call(net, dict(tensors), *arguments(example))
-        return [one.clone() for one in tensors_of(returned)]
+        return [one.clone() for one in tensors_of(forward(net, copy.deepcopy(example)))]
 
 
 def agree(a: list[Tensor], b: list[Tensor], tolerance: float | None = None) -> bool:

@@ -36,6 +36,21 @@ def layer_norm(reader: Reader, call: Call) -> tuple[Value, ...]:
     return (Value(call.shape, tuple(axes)), *(Value.free(shape) for shape in call.shapes[1:]))
 
 
+@rule("_weight_norm", "_weight_norm_interface")
+def weight_norm(reader: Reader, call: Call) -> tuple[Value, ...]:
+    """Unite lengths and directions along the axis of rows; their norm is taken over the others."""
+    v: Value = call["v"]
+    g: Value = call["g"]
+    axes = list(v.axes)
+    for k, size in enumerate(v.shape):
+        if size > 1 and g.shape[k] == size:
+            axes[k] = reader.unite(g.axes[k], axes[k], call)
+            reader.mark_inexact(axes[k], call, "divides by the norm of these rows, which is 0 once they are masked")
+        else:
+            reader.mark_inexact(axes[k], call, "takes a norm over these units")
+    return (Value(call.shape, tuple(axes), v.origin), *(Value.free(shape) for shape in call.shapes[1:]))
+
+
 @rule("group_norm", "native_group_norm")
 def group_norm(reader: Reader, call: Call) -> tuple[Value, ...]:
     """See channels as (groups, channels of a group): whole groups can go exactly, positions within them inexactly."""

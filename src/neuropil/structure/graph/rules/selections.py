@@ -100,6 +100,14 @@ def embedding(reader: Reader, call: Call) -> Value:
     return Value(call.shape, (*call["indices"].axes, weight.axes[1]))
 
 
+@rule("embedding_bag", "_embedding_bag")
+def embedding_bag(reader: Reader, call: Call) -> tuple[Value, ...]:
+    """Look rows up and reduce them bag by bag."""
+    weight: Value = call["weight"]
+    reader.freeze(weight.axes[0], call, "looks up these rows")
+    return (Value(call.shape, (None, weight.axes[1])), *(Value.free(shape) for shape in call.shapes[1:]))
+
+
 @rule("cat", "concat", "concatenate")
 def cat(reader: Reader, call: Call) -> Value:
     """Lay axes end to end; a piece without labels gets frozen ones."""
