@@ -53,9 +53,10 @@ def exported(net: nn.Module, args: Sequence[Any], keywords: Mapping[str, Any]) -
             feeds.append(Feed("constant", str(spec.target)))
             constants[str(spec.target)] = program.constants[str(spec.target)]
     attributes = {name: one for name, one in program.graph_module.named_children() if isinstance(one, GraphModule)}
-    spec = program.call_spec
-    assert spec.in_spec is not None and spec.out_spec is not None
-    return Recording(program.graph_module.graph, tuple(feeds), constants, spec.in_spec, spec.out_spec, attributes)
+    layout = program.call_spec
+    assert layout.in_spec is not None and layout.out_spec is not None
+    graph = program.graph_module.graph
+    return Recording(graph, tuple(feeds), constants, layout.in_spec, tuple(keywords), layout.out_spec, attributes)
 
 
 def _translate(module: GraphModule) -> None:

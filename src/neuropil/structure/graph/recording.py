@@ -65,6 +65,7 @@ class Recording:
         constants: by name.
         attributes: what `get_attr` finds: graphs within the graph.
         inputs: how (arguments, keywords) are laid out.
+        keywords: their names, in the order of the layout.
         outputs: how what is returned is laid out.
     """
 
@@ -72,6 +73,7 @@ class Recording:
     feeds: tuple[Feed, ...]
     constants: Mapping[str, Any]
     inputs: TreeSpec
+    keywords: tuple[str, ...]
     outputs: TreeSpec
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -102,11 +104,11 @@ def record(net: nn.Module, args: Sequence[Any], keywords: Mapping[str, Any]) -> 
         Exception: whatever the network raises.
     """
     recorder = Recorder(net)
-    leaves, spec = tree_flatten((tuple(args), dict(keywords)))
-    args, keywords = tree_unflatten(recorder.take_inputs(leaves), spec)
+    leaves, layout = tree_flatten((tuple(args), dict(keywords)))
+    args, keywords = tree_unflatten(recorder.take_inputs(leaves), layout)
     with as_exporting(), recorder.following(), torch._C._EnablePythonDispatcher(), recorder, Watch(recorder):
         returned = net(*args, **keywords)
-    return recorder.finished(returned, spec)
+    return recorder.finished(returned, layout, tuple(keywords))
 
 
 def aliases(net: nn.Module) -> dict[str, str]:
@@ -298,7 +300,7 @@ class Recorder(SchemaCheckMode):
                         self._depends.add(part)
                     self._known[id(one)] = ref(one), part
 
-    def finished(self, returned: Any, inputs: TreeSpec) -> Recording:
+    def finished(self, returned: Any, inputs: TreeSpec, keywords: tuple[str, ...]) -> Recording:
         """Close the graph."""
         leaves, outputs = tree_flatten(returned)
         for one in leaves:
@@ -307,7 +309,7 @@ class Recorder(SchemaCheckMode):
         ends = [self._argument(one) if isinstance(one, Tensor) else one for one in leaves]
         self._graph.output(tuple(ends))
         self._graph.eliminate_dead_code()
-        return Recording(self._graph, tuple(self._feeds), self._constants, inputs, outputs)
+        return Recording(self._graph, tuple(self._feeds), self._constants, inputs, keywords, outputs)
 
 
 class Watch(TorchFunctionMode):

@@ -83,7 +83,7 @@ class Replay(nn.Module):
             if feed.kind != "input"
         ]
         self._fed = [feed.kind != "input" for feed in recording.feeds]
-        self._inputs, self._outputs = recording.inputs, recording.outputs
+        self._inputs, self._keywords, self._outputs = recording.inputs, recording.keywords, recording.outputs
         self._run = GraphModule(dict(recording.attributes), recording.graph)
 
     def forward(self, *args: Any, **keywords: Any) -> Any:
@@ -92,9 +92,8 @@ class Replay(nn.Module):
         Raises:
             TypeError: if the arguments are laid out in another way than those of the recording.
         """
-        order = self._inputs.children()[1].context
-        if set(order) == set(keywords):
-            keywords = {name: keywords[name] for name in order}
+        if set(self._keywords) == set(keywords):
+            keywords = {name: keywords[name] for name in self._keywords}
         leaves, layout = tree_flatten((args, keywords))
         if layout != self._inputs:
             raise TypeError(f"This network was recorded with arguments laid out as {self._inputs}, got {layout}.")
