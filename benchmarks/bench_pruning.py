@@ -45,7 +45,7 @@ except ImportError:
     TorchPruning = shape_keepers = None
 
 RATIO, LIMIT = 0.5, 30
-# These normalise over units by a function, so that there is no norm to ask about the kept ones, or divide by a masked 0.
+# These normalise over units by a function, with no norm to ask about the kept ones, or divide by a masked 0.
 UNCOMPARED = ("softmax", "weight-norm")
 THINNER = "torch-pruning, thinner"
 Tool = Callable[..., tuple[float, nn.Module]]
