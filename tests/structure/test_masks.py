@@ -363,6 +363,8 @@ def test_what_is_counted_as_prunable():
     assert prunable_parameters(conv) == ["0.weight", "3.weight", "8.weight"]
     assert prunable_parameters(conv, ["8.weight", "0.bias"]) == ["0.bias", "8.weight"]
     assert prunable_parameters(conv, lambda name, parameter: parameter.ndim == 4) == ["0.weight", "3.weight"]
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+    assert prunable_parameters(normed) == ["parametrizations.weight.original1"]  # directions, not lengths
     with pytest.raises(ValueError, match="include names 'nine'"):
         prunable_parameters(conv, ["nine"])
 
