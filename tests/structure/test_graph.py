@@ -21,10 +21,8 @@ UNKNOWN = {
     "unsupported-fft": {"fft_fft"},
     "unsupported-roll": {"roll"},
     "unsupported-stride": {"slice"},
-    "lstm": {"lstm"},
     "hf-mixtral": {"topk"},
 }
-UNCOUNTED = {"outer", "lstm"}  # torch's counter knows neither bilinear forms nor recurrent layers
 
 
 @pytest.mark.parametrize("one", [c for c in ZOO if c.exports], ids=str)
@@ -38,7 +36,7 @@ def test_every_model_is_read(one: Case):
     assert graph.parameters() == sum(p.numel() for p in net.parameters())
     assert [module.training for module in net.modules()] == training
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
-    if one.name not in UNCOUNTED:
+    if one.counted:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             outputs(net, one.inputs())
         assert graph.macs() == counter.get_total_flops() // 2
@@ -113,6 +111,33 @@ def test_a_grouped_convolution_offers_whole_groups_and_positions():
     assert {(g.name, g.size) for g in graph if g.prunable} == {("0:3x4", 3), ("0:4x3", 4), ("1", 2)}
     assert rows(graph, "0:3x4")["1.weight", 0] == [[0, 1], [2, 3], [4, 5]]
     assert rows(graph, "0:4x3")["1.weight", 1] == [[0], [1], [2], [3]]
+
+
+def test_a_recurrent_unit_is_a_row_of_every_gate_and_a_column():
+    class Reads(nn.Module):
+        def __init__(self, **options):
+            super().__init__()
+            self.lstm = nn.LSTM(2, 3, batch_first=True, **options)
+            self.head = nn.Linear(3 if "proj_size" not in options else 2, 2)
+
+        def forward(self, x):
+            return self.head(self.lstm(x)[0])
+
+    graph = trace_units(Reads(), torch.zeros(1, 4, 2))
+    gates = [[k, 3 + k, 6 + k, 9 + k] for k in range(3)]
+    assert rows(graph, "lstm") == {
+        ("lstm.weight_ih_l0", 0): gates,
+        ("lstm.weight_hh_l0", 0): gates,
+        ("lstm.weight_hh_l0", 1): [[0], [1], [2]],
+        ("lstm.bias_ih_l0", 0): gates,
+        ("lstm.bias_hh_l0", 0): gates,
+        ("head.weight", 1): [[0], [1], [2]],
+    }
+    assert graph["lstm"].exact
+    assert graph.macs() == 4 * (12 * 2 + 12 * 3 + 3 * 2)
+    projected = trace_units(Reads(proj_size=2), torch.zeros(1, 4, 2))
+    assert [unknown.reason for unknown in projected.unknown] == ["lstm projects its state"]
+    assert not projected.prunable(inexact=True)
 
 
 def test_layer_norm_makes_its_axis_inexact():

@@ -31,8 +31,8 @@ __all__ = ["MaskHandle", "Masks", "attach", "prunable_parameters"]
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an entry
 LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
-# Parts of names of parameters that are no weights between units, whatever their number of axes; the last two are lengths
-# of weight norm.
+# Parts of names of parameters that are no weights between units, whatever their number of axes. The last two are the
+# lengths of weight norm.
 NO_WEIGHTS = ("bias", "embed", "token", "weight_g", "original0")
 
 

@@ -67,6 +67,7 @@ class Case:
         tolerance: relative, for two float64 forwards that should agree; larger where the model's own code computes in
             float32.
         needs: libraries beside torch.
+        counted: whether torch's counter of operations knows all its products.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Case:
     exports: bool = True
     tolerance: float = 1e-9
     needs: tuple[str, ...] = field(default=())
+    counted: bool = True
 
     def make(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
         """Build the model with random weights, in evaluation mode."""

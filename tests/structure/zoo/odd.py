@@ -32,6 +32,36 @@ class Tagger(nn.Module):
         return self.head(self.lstm(self.words(x))[0])
 
 
+class Last(nn.Module):
+    """A GRU of which the last state counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.head = nn.GRU(4, 6, num_layers=2, bias=False), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.gru(x)[1][-1])
+
+
+class Cells(nn.Module):
+    """An LSTM, a GRU and a plain cell on top of each other, one with a state that it makes itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.gru, self.plain = nn.LSTMCell(4, 6), nn.GRUCell(6, 5), nn.RNNCell(5, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        long = None
+        middle = torch.zeros(len(x), self.gru.hidden_size, dtype=x.dtype)
+        last = None
+        for step in range(x.shape[1]):
+            long = self.lstm(x[:, step], long)
+            middle = self.gru(long[0], middle)
+            last = self.plain(middle, last)
+        return self.head(last)
+
+
 class Cell(nn.Module):
     """A plain recurrent cell unrolled by hand: a unit is a row and a column of `recurrent`."""
 
@@ -217,7 +247,9 @@ def mlp() -> nn.Module:
 SERIES = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(6))
 CASES = (
     Case("mlp", mlp, rows(6), "BatchNorm1d, PReLU with a slope a unit"),
-    Case("lstm", Tagger, tokens(), "nn.LSTM: to be refused or frozen"),
+    Case("lstm", Tagger, tokens(), "nn.LSTM in two directions, whose units go together", counted=False),
+    Case("gru", Last, SERIES, "two layers without biases; the last state is read, the outputs are not", counted=False),
+    Case("cells", Cells, SERIES, "cells of three kinds, stepped by hand", counted=False),
     Case("cell", Cell, SERIES, "a unit on both axes of one tensor"),
     Case("tied-embedding", TiedEmbedding, tokens(), "one tensor read by an embedding and by a linear layer"),
     Case("tied-transpose", TiedTranspose, rows(9), "one tensor used with both its axes exchanged"),
@@ -230,7 +262,7 @@ CASES = (
     ),
     Case("branch", Branch, rows(4), "branches on data", exports=False),
     Case("several", Several, (rows(5), rows(5) + 1), "two inputs; a dict with a tuple comes back"),
-    Case("outer", Outer, rows(5), "axes that are pairs of units"),
+    Case("outer", Outer, rows(5), "axes that are pairs of units", counted=False),
     Case("softmax", Softmax, rows(5), "softmax, norms and maxima over the units: not exact"),
     Case("repeated", Repeated, rows(5), "one unit at several places of an axis"),
     Case("conv1d", lambda: nn.Sequential(

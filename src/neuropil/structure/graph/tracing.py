@@ -26,6 +26,13 @@ from neuropil.structure.graph.units import Member, UnitGroup
 __all__ = ["Example", "arguments", "evaluating", "forward", "trace_units"]
 
 Example = Tensor | Sequence | Mapping[str, Any]
+# Names of the weights that stand for their modules; those of weight norm have two.
+WEIGHTS = ("weight", "weight_ih_l0", "weight_ih", "weight_v", "weight_g")
+WEIGHTS += (
+    "parametrizations.weight.original0",
+    "parametrizations.weight.original1",
+    "parametrizations.weight.original",
+)
 _ = rules  # importing them registers them
 
 
@@ -227,8 +234,8 @@ def _alike(rows: np.ndarray, marks: np.ndarray, bounds: np.ndarray) -> Iterator[
 
 def _named(groups: Sequence[UnitGroup]) -> list[UnitGroup]:
     """Name groups after what produces them (or reads them: "in"), then by units x rows, then by number."""
-    firsts = [(group.producing() or group.members)[0] for group in groups]
-    short = [first.parameter.removesuffix(".weight") + ("" if first.role == "out" else ".in") for first in firsts]
+    firsts = [_first(group) for group in groups]
+    short = [_module(first.parameter) + ("" if first.role == "out" else ".in") for first in firsts]
     names = [
         name if short.count(name) == 1 else f"{name}:{group.size}x{first.index.shape[1]}"
         for name, group, first in zip(short, groups, firsts, strict=True)
@@ -242,6 +249,19 @@ def _named(groups: Sequence[UnitGroup]) -> list[UnitGroup]:
             UnitGroup(unique, *(getattr(group, part) for part in UnitGroup.__dataclass_fields__ if part != "name"))
         )
     return result
+
+
+def _first(group: UnitGroup) -> Member:
+    """Choose the member that a group is named after."""
+    members = group.producing() or group.members
+    return next((member for member in members if not member.parameter.endswith("bias")), members[0])
+
+
+def _module(parameter: str) -> str:
+    """Name a weight by its module, any other parameter by itself."""
+    for end in WEIGHTS:
+        parameter = parameter.removesuffix(f".{end}")
+    return parameter
 
 
 def _axes(solution: Solution, axes: Sequence[Axis], sizes: Sequence[int], numbers: np.ndarray) -> tuple[Axes, ...]:

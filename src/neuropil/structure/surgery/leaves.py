@@ -13,15 +13,16 @@ __all__ = ["knows_its_sizes", "settle_sizes"]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 OTHERS = (nn.Linear, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag, nn.PReLU, nn.Bilinear)
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 # Where a weight is: plain, under either form of weight norm, under another parametrisation; or what is as long.
 PARTS = ("parametrizations.weight.original1", "parametrizations.weight.original")
-WEIGHTS = ("weight", "weight_v", *PARTS, "running_mean")
+WEIGHTS = ("weight", "weight_v", *PARTS, "running_mean", "weight_hh_l0", "weight_hh")
 
 
 def knows_its_sizes(module: nn.Module | None) -> bool:
     """Tell whether `settle_sizes` sets every size that a module's own operations hold."""
-    return isinstance(module, (*CONVOLUTIONS, *BATCH_NORMS, *OTHERS)) or _is_conv1d(module)
+    return isinstance(module, (*CONVOLUTIONS, *BATCH_NORMS, *OTHERS, *RECURRENT)) or _is_conv1d(module)
 
 
 def settle_sizes(net: nn.Module, rows: Rows, old: Mapping[str, tuple[int, ...]]) -> None:
@@ -82,6 +83,11 @@ def _settle(
         module.num_parameters = new[0]
     elif isinstance(module, nn.Bilinear):
         module.out_features, module.in1_features, module.in2_features = new
+    elif isinstance(module, nn.RNNBase):
+        module.input_size, module.hidden_size = module.get_parameter("weight_ih_l0").shape[1], new[1]
+        module.flatten_parameters()
+    elif isinstance(module, nn.RNNCellBase):
+        module.input_size, module.hidden_size = module.get_parameter("weight_ih").shape[1], new[1]
     elif _is_conv1d(module):
         vars(module).update(zip(("nx", "nf"), new, strict=True))
 

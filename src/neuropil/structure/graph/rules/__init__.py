@@ -1,5 +1,5 @@
 """What ATen operations do to labels, by kind. Importing this registers every rule."""
 
-from neuropil.structure.graph.rules import elementwise, norms, products, reductions, selections, shapes
+from neuropil.structure.graph.rules import elementwise, norms, products, recurrent, reductions, selections, shapes
 
-__all__ = ["elementwise", "norms", "products", "reductions", "selections", "shapes"]
+__all__ = ["elementwise", "norms", "products", "recurrent", "reductions", "selections", "shapes"]

@@ -1,7 +1,7 @@
 """Entry by entry: one input passes its labels on, several unite them as broadcasting aligns them."""
 
 from neuropil.structure.graph.labels import Axis
-from neuropil.structure.graph.reading import Call, Reader, Value, rule
+from neuropil.structure.graph.reading import CONSTANT, Call, Reader, Value, rule
 
 UNARY = [
     "relu",
@@ -88,6 +88,9 @@ UNARY = [
     "cpu",
     "cuda",
     "requires_grad",
+    "rrelu",
+    "bucketize",
+    "fake_quantize_per_tensor_affine",
 ]
 BROADCAST = [
     "add",
@@ -135,15 +138,12 @@ BROADCAST = [
     "xlogy",
     "heaviside",
     "nextafter",
+    "complex",
+    "polar",
 ]
-# What reads nothing but the shape, the type or the device of its input.
+LIKE = ["zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"]
+# What reads nothing but the type or the device of its input.
 SHAPE_ONLY = [
-    "zeros_like",
-    "ones_like",
-    "full_like",
-    "empty_like",
-    "rand_like",
-    "randn_like",
     "new_zeros",
     "new_ones",
     "new_full",
@@ -184,7 +184,14 @@ def _channels(weight: Value, dims: int) -> Value:
     return Value(tuple(shape), tuple(axes))
 
 
+@rule(*LIKE)
+def like(reader: Reader, call: Call) -> Value:
+    """Follow the sizes of the input, if not its values: what these meet must be cut alike."""
+    value: Value = call.values()[0]
+    return Value(call.shape, value.axes)
+
+
 @rule(*SHAPE_ONLY)
 def shape_only(reader: Reader, call: Call) -> tuple[Value, ...]:
     """Carry nothing on: what is made does not depend on the values."""
-    return tuple(Value.free(shape) for shape in call.shapes)
+    return tuple(Value.free(shape, uniform=call.name in CONSTANT) for shape in call.shapes)

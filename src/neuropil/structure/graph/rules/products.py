@@ -21,7 +21,6 @@ PRODUCTS.update(
         "bilinear",
         "scaled_dot_product_attention",
     },
-    {"lstm", "gru", "rnn_tanh", "rnn_relu"},
 )
 
 
@@ -205,15 +204,3 @@ def bilinear(reader: Reader, call: Call) -> Value:
     lead = list(zip(first.shape[:-1], first.axes[:-1], strict=True))
     reader.multiplies(call, 1, *lead, *((weight.shape[k], weight.axes[k]) for k in range(3)))
     return Value(call.shape, (*first.axes[:-1], produced))
-
-
-@rule("lstm", "gru", "rnn_tanh", "rnn_relu")
-def recurrent(reader: Reader, call: Call) -> tuple[Value, ...]:
-    """Count what a recurrent layer multiplies; its units are frozen, for its weights are packed."""
-    values = call.values()
-    x = values[0]
-    reader.refuse(call, f"{call.name} packs its weights", [value for value in values if value.labelled])
-    for weight in values[1:]:
-        if len(weight.shape) == 2:
-            reader.multiplies(call, math.prod(x.shape[:-1]), *zip(weight.shape, weight.axes, strict=True))
-    return tuple(Value.free(shape) for shape in call.shapes)

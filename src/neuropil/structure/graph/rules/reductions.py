@@ -1,5 +1,7 @@
 """Reductions over an axis of units: a masked unit still counts there, so removing it is another function."""
 
+import numpy as np
+
 from neuropil.structure.graph.reading import Call, Reader, Value, rule
 
 DROPPING = [
@@ -25,7 +27,13 @@ DROPPING = [
     "nansum",
     "nanmean",
     "median",
+    "mode",
+    "kthvalue",
+    "aminmax",
+    "quantile",
+    "nanquantile",
 ]
+FOURIER = [f"fft_{kind}{end}" for kind in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft") for end in ("", "2", "n")]
 KEEPING = ["softmax", "log_softmax", "_softmax", "_log_softmax", "normalize", "softmin"]
 
 
@@ -54,12 +62,22 @@ def keeping(reader: Reader, call: Call) -> Value:
     return Value(call.shape, x.axes)
 
 
-@rule("cumsum", "cumprod", "logcumsumexp", "flip", "sort", "topk")
+@rule("cosine_similarity")
+def cosine(reader: Reader, call: Call) -> Value:
+    """Reduce products and norms over one axis, which masked units are no part of only if they are 0."""
+    first, second = call.values()[:2]
+    shape = np.broadcast_shapes(first.shape, second.shape)
+    axes = list(reader.broadcast([first, second], shape, call))
+    reader.mark_inexact(axes.pop(call.get("dim", 1)), call, "reduces over these units")
+    return Value(call.shape, tuple(axes))
+
+
+@rule("cumsum", "cumprod", "logcumsumexp", "flip", "sort", "argsort", "topk", "diff", "rot90", "tril", "triu", *FOURIER)
 def along(reader: Reader, call: Call) -> tuple[Value, ...]:
-    """Work along one axis: fine beside units, never over them."""
+    """Work along some axes: fine beside units, never over them."""
     x = call.values()[0]
-    dims = call.get("dim", call.get("dims", -1))
-    dims = [dims] if isinstance(dims, int) else dims
+    dims = (-2, -1) if call.name in ("tril", "triu") else call.get("dim", call.get("dims", -1))
+    dims = range(len(x.shape)) if dims is None else [dims] if isinstance(dims, int) else dims
     axes = list(x.axes)
     for k in dims:
         if axes[k] is not None:

@@ -1,12 +1,13 @@
 """Taking parts and putting parts together."""
 
+import math
 import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from neuropil.structure.graph.labels import Axis
-from neuropil.structure.graph.reading import Call, Reader, Value, rule
+from neuropil.structure.graph.reading import Call, Reader, Value, repeated, rule
 
 
 def _pieces(reader: Reader, call: Call, x: Value, dim: int, bounds: Sequence[tuple[int, int]]) -> tuple[Value, ...]:
@@ -172,6 +173,67 @@ def pool(reader: Reader, call: Call) -> tuple[Value, ...]:
         reader.freeze(axes[k], call, "pools over these")
         axes[k] = None
     return tuple(Value(shape, tuple(axes)) for shape in call.shapes)
+
+
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d", "max_unpool2d", "max_unpool3d")
+def sampled(reader: Reader, call: Call) -> Value:
+    """Take entries from places, each channel by itself; places of a channel of its own are cut with it."""
+    x, places = call.values()[:2]
+    if len(places.shape) == len(x.shape) and places.shape[1] == x.shape[1] and "unpool" in call.name:
+        reader.broadcast([x, places], x.shape, call)
+    for axis in x.axes[2:]:
+        reader.freeze(axis, call, "moves these")
+    return Value(call.shape, (*x.axes[:2], *(None for _ in call.shape[2:])))
+
+
+INDEXED = ["gather", "scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_fill"]
+
+
+@rule(*INDEXED, "take_along_dim")
+def indexed(reader: Reader, call: Call) -> Value:
+    """Read or write along one axis: fine beside units, never over them. The other axes are those of the index."""
+    x, *others = call.values()
+    dim = call.get("dim")
+    if dim is None:
+        reader.refuse(call, f"{call.name} runs over units", [x, *others])
+        return Value.free(call.shape)
+    dim, axes = dim % len(x.shape), list(x.axes)
+    for value in (x, *(other for other in others if len(other.shape) == len(x.shape))):
+        if value.axes[dim] is not None:
+            reader.refuse(call, f"{call.name} runs over units", [Value((value.shape[dim],), (value.axes[dim],))])
+    axes[dim] = None
+    for k, size in enumerate(x.shape):
+        for other in others:
+            if k == dim or len(other.shape) != len(x.shape) or (other.shape[k] == 1 and call.name == "take_along_dim"):
+                continue
+            if other.shape[k] == size:
+                axes[k] = reader.unite(axes[k], other.axes[k], call) if size > 1 else None
+            else:
+                reader.freeze(axes[k], call, "takes some of these")
+                axes[k] = None
+    return Value(call.shape, tuple(axes))
+
+
+@rule("im2col")
+def unfold(reader: Reader, call: Call) -> Value:
+    """Lay out windows: every channel comes once for each place in a window."""
+    x: Value = call["self"]
+    for axis in x.axes[-2:]:
+        reader.freeze(axis, call, "slides over these")
+    channels = repeated(x.axes[-3], math.prod(call["kernel_size"]), each=True)
+    return Value(call.shape, (*x.axes[:-3], channels, None))
+
+
+@rule("col2im")
+def fold(reader: Reader, call: Call) -> Value:
+    """Put windows back: the places in a window are nobody's units."""
+    x: Value = call["self"]
+    reader.freeze(x.axes[-1], call, "puts these back")
+    channels = None
+    if x.axes[-2] is not None:
+        channels, within = reader.labels.split(x.axes[-2], call.shape[-3])
+        reader.freeze(within, call, "adds these up")
+    return Value(call.shape, (*x.axes[:-2], channels, None, None))
 
 
 @rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d")

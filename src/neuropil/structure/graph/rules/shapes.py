@@ -25,6 +25,16 @@ RESHAPES = [
 ]
 
 
+@rule("view_as_real", "view_as_complex")
+def complex_parts(reader: Reader, call: Call) -> Value:
+    """See a complex number as two, or two as one."""
+    x = call.values()[0]
+    if call.name == "view_as_real":
+        return Value(call.shape, (*x.axes, None))
+    reader.freeze(x.axes[-1], call, "joins these")
+    return Value(call.shape, x.axes[:-1])
+
+
 @rule(*RESHAPES)
 def reshape(reader: Reader, call: Call) -> Value:
     """Match blocks of axes of one product, cut each at every partial product, and regroup the factors."""
