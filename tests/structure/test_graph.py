@@ -1,5 +1,6 @@
 """The unit graph on models that nobody here wrote, and on rules that closed forms decide."""
 
+import copy
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from neuropil.structure.graph import UnitGraph, trace_units
 from neuropil.structure.graph.labels import Labels
+from neuropil.structure.surgery import permute
 from neuropil.structure.surgery.proof import outputs
 from tests.structure.zoo import ZOO, Case, case
 
@@ -22,6 +24,7 @@ UNKNOWN = {
     "unsupported-roll": {"roll"},
     "unsupported-stride": {"slice"},
     "hf-mixtral": {"topk"},
+    "hf-fnet": {"fft_fftn"},
 }
 
 
@@ -228,3 +231,33 @@ def test_what_is_frozen_is_listed_with_the_line():
     assert "odd.py" in line["where"].iloc[0]
     assert "runs over units" in line["reason"].iloc[0]
     assert trace_units(one.make(), one.inputs()).of("nobody") == []
+
+
+class Caches(nn.Module):
+    """Keeps in evaluation what it made of a parameter, until it is trained again."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 8, bias=False), nn.Linear(8, 2)
+        self.bias, self.cache = nn.Parameter(torch.randn(8)), {}
+
+    def train(self, mode: bool = True) -> "Caches":
+        if mode:
+            self.cache.clear()
+        return super().train(mode)
+
+    def forward(self, x):
+        if not self.training and "bias" not in self.cache:
+            self.cache["bias"] = 2 * self.bias
+        return self.two(torch.tanh(self.one(x)) + (2 * self.bias if self.training else self.cache["bias"]))
+
+
+def test_what_is_kept_for_evaluation_is_read_anew_and_not_left_behind():
+    net, x = Caches().eval(), torch.randn(4, 3)
+    net(x)
+    graph = trace_units(net, x)
+    assert ("bias", 0) in rows(graph, "one")
+    assert not net.cache
+    assert not net.training
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(permute(copy.deepcopy(net), {"one": order}, graph)(x), net(x))

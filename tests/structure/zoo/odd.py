@@ -32,6 +32,19 @@ class Tagger(nn.Module):
         return self.head(self.lstm(self.words(x))[0])
 
 
+class Auxiliary(nn.Module):
+    """A second head that runs, and of which nothing comes in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head, self.second = nn.Linear(5, 8), nn.Linear(8, 3), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = torch.tanh(self.body(x))
+        second = self.second(x)
+        return (self.head(x), second) if self.training else self.head(x)
+
+
 class Last(nn.Module):
     """A GRU of which the last state counts."""
 
@@ -249,6 +262,7 @@ CASES = (
     Case("mlp", mlp, rows(6), "BatchNorm1d, PReLU with a slope a unit"),
     Case("lstm", Tagger, tokens(), "nn.LSTM in two directions, whose units go together", counted=False),
     Case("gru", Last, SERIES, "two layers without biases; the last state is read, the outputs are not", counted=False),
+    Case("auxiliary", Auxiliary, rows(5), "a head of which nothing comes"),
     Case("cells", Cells, SERIES, "cells of three kinds, stepped by hand", counted=False),
     Case("cell", Cell, SERIES, "a unit on both axes of one tensor"),
     Case("tied-embedding", TiedEmbedding, tokens(), "one tensor read by an embedding and by a linear layer"),

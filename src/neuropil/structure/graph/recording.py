@@ -54,7 +54,7 @@ class Feed:
 
 @dataclass
 class Recording:
-    """A network as a graph of ATen operations.
+    """A network as a graph of ATen operations, those too of which nothing comes: the network runs them all the same.
 
     Every node's meta holds "made" (shapes of what it returns), and of operations "where" (the user's line) and "module"
     (qualified name of the innermost module).
@@ -308,7 +308,6 @@ class Recorder(SchemaCheckMode):
                 raise RecordingError(f"an object of class {type(one).__name__} is returned")
         ends = [self._argument(one) if isinstance(one, Tensor) else one for one in leaves]
         self._graph.output(tuple(ends))
-        self._graph.eliminate_dead_code()
         return Recording(self._graph, tuple(self._feeds), self._constants, inputs, keywords, outputs)
 
 

@@ -118,12 +118,18 @@ def forward(net: nn.Module, example: Example) -> Any:
 
 @contextmanager
 def evaluating(net: nn.Module):
-    """Put every module into eval mode, and each back into its own afterwards."""
+    """Put every module into eval mode, and each back into its own afterwards.
+
+    On the way there and back all are in training mode for a moment: then a module drops what it made of its parameters
+    for evaluation, which would outlive a change of them.
+    """
     modes = {module: module.training for module in net.modules()}
+    net.train()
     net.eval()
     try:
         yield
     finally:
+        net.train()
         for module, training in modes.items():
             module.training = training
 

@@ -74,6 +74,7 @@ def rewritten_recording(graph: UnitGraph, keep: Keep) -> Recording:
     for old, new in _together((recording.graph, recording.attributes), (copied, attributes)):
         for k, value in _literals(old, reading, survivors).items():
             _set(new, k, value)
+    copied.eliminate_dead_code()
     return replace(recording, graph=copied, attributes=attributes)
 
 

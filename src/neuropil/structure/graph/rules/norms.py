@@ -18,6 +18,9 @@ def batch_norm(reader: Reader, call: Call) -> tuple[Value, ...]:
     x: Value = call["input"]
     channels = _affine(reader, call, x.axes[1], ("weight", "bias", "running_mean", "running_var"))
     axes = (x.axes[0], channels, *x.axes[2:])
+    if call.get("training", call.get("use_input_stats", False)):  # as over the inputs of standardised weights
+        for axis in (*axes[:1], *axes[2:]):
+            reader.mark_inexact(axis, call, "takes moments over these units")
     return (Value(call.shape, axes), *(Value.free(shape) for shape in call.shapes[1:]))
 
 
