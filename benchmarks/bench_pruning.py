@@ -46,7 +46,7 @@ except ImportError:
 
 RATIO, LIMIT = 0.5, 30
 # These normalise over units by a function, with no norm to ask about the kept ones, or divide by a masked 0.
-UNCOMPARED = ("softmax", "weight-norm")
+UNCOMPARED = ("softmax", "weight-norm", "hf-bit")
 THINNER = "torch-pruning, thinner"
 Tool = Callable[..., tuple[float, nn.Module]]
 

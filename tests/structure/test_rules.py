@@ -42,6 +42,8 @@ EXACT: dict[str, tuple[Operation, int]] = {
     "where": (lambda x: torch.where(x > 0, x, torch.zeros_like(x)), 8),
     "like": (lambda x: x + torch.ones_like(x), 8),
     "new": (lambda x: x + x.new_full((2, 8, 6, 6), 0.5), 8),
+    "a number of them": (lambda x: x + torch.ones(1, 8).to(x.dtype).transpose(0, 1).unsqueeze(2), 8),
+    "numbers of them": (lambda x: x + torch.ones(8, 1, 1).expand(2, 8, 6, 6).permute(0, 1, 3, 2).to(x.dtype), 8),
     "masked_fill": (lambda x: x.masked_fill(x < 0, 0.0), 8),
     "logsumexp": (lambda x: x.logsumexp(3, keepdim=True), 8),
     "aminmax": (lambda x: x - torch.aminmax(x, dim=3, keepdim=True)[0], 8),

@@ -132,6 +132,7 @@ class Reader:
         products: where multiply-accumulates happen.
         values: what every operation read so far returned.
         fits: the axes that a tensor of one number met first, by the identity of its value.
+        made_of: of which other such a tensor was made, and its axes there, likewise.
     """
 
     labels: Labels = field(default_factory=Labels)
@@ -142,6 +143,7 @@ class Reader:
     products: list[Product] = field(default_factory=list)
     values: dict[Node, Any] = field(default_factory=dict)
     fits: dict[int, tuple[Axis, ...]] = field(default_factory=dict)
+    made_of: dict[int, tuple[Value, Sequence[int | None]]] = field(default_factory=dict)
 
     def run(self, graph: Graph, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
         """Read a graph: values of what it returns.
@@ -181,6 +183,8 @@ class Reader:
         call = Call(node, name, _bound(target, args, kwargs), shapes)
         same = name in CONSTANT or (name in UNIFORM and all(value.uniform for value in call.values()))
         free = tuple(Value.free(shape, uniform=same) for shape in shapes)
+        if same and name in UNIFORM:
+            self._made_of(free[0], call)
         made: Any = free
         if any(value.labelled for value in call.values()):
             if name in RULES:
@@ -248,8 +252,40 @@ class Reader:
                 a if n == shape[lead + k] else None
                 for k, (n, a) in enumerate(zip(constant.shape, axes[lead:], strict=True))
             ]
-            self.fits.setdefault(id(constant), tuple(met))
+            self.fit(constant, met)
         return tuple(axes)
+
+    def fit(self, constant: Value, axes: Sequence[Axis]) -> None:
+        """Let a tensor of one number, and what it was made of, take the sizes of the axes that it met first."""
+        if id(constant) in self.fits:
+            return
+        self.fits[id(constant)] = tuple(axes)
+        if id(constant) in self.made_of:
+            whole, places = self.made_of[id(constant)]
+            before: list[Axis] = [None] * len(whole.shape)
+            for place, axis, size in zip(places, axes, constant.shape, strict=True):
+                if place is not None and whole.shape[place] == size:
+                    before[place] = axis
+            self.fit(whole, before)
+
+    def _made_of(self, value: Value, call: Call) -> None:
+        """Remember of which tensor of one number another was made, and which axis was which."""
+        whole = call.values()[0]
+        here, there = len(value.shape), len(whole.shape)
+        places: Sequence[int | None] = range(here)
+        if call.name == "unsqueeze":
+            new = call["dim"] % here
+            places = [None if k == new else k - (k > new) for k in range(here)]
+        elif call.name == "transpose":
+            one, other = (call[name] % here for name in ("dim0", "dim1"))
+            places = [{one: other, other: one}.get(k, k) for k in range(here)]
+        elif call.name == "permute":
+            places = [k % here for k in call["dims"]]
+        elif call.name == "expand":
+            places = [k - (here - there) if k >= here - there else None for k in range(here)]
+        elif value.shape != whole.shape:
+            return  # split or joined: which sizes it has is in the code
+        self.made_of[id(value)] = whole, places
 
     def contracts(self, value: Value, axis: int) -> None:
         """Note that an axis of a parameter is summed over: it reads units."""

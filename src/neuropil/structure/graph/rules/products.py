@@ -87,7 +87,7 @@ def linear(reader: Reader, call: Call) -> Value:
     """Unite the last axis of the input with the input axis of the weight, (outputs, inputs)."""
     x, weight = call["input"], call["weight"]
     if x.uniform:
-        reader.fits.setdefault(id(x), (*x.axes[:-1], weight.axes[1]))
+        reader.fit(x, (*x.axes[:-1], weight.axes[1]))
     elif x.shape[-1] > 1:
         reader.unite(weight.axes[1], x.axes[-1], call)
     reader.contracts(weight, 1)

@@ -82,6 +82,6 @@ def _carried(reader: Reader, call: Call, states: Sequence[Value], unit: Axis) ->
     for state in states:
         axes = (*(None for _ in state.shape[:-1]), unit)
         if state.uniform:
-            reader.fits.setdefault(id(state), axes)
+            reader.fit(state, axes)
         elif unit is not None:
             reader.unite(state.axes[-1], unit, call)
