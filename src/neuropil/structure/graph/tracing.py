@@ -130,6 +130,7 @@ def evaluating(net: nn.Module):
         yield
     finally:
         net.train()
+        net.train(modes[net])
         for module, training in modes.items():
             module.training = training
 

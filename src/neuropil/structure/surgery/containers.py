@@ -95,10 +95,13 @@ def discover(
     every = chosen(kinds if proof else loose)
     if not every or passes(every):
         return found
-    for kind, these in kinds.items():
-        if kind not in loose:
-            found |= search.of_one_kind(these)
+    tight = [kind for kind in kinds if kind not in loose]
     accepted: list[str] = []
+    if passes(chosen(tight)):
+        accepted = chosen(tight)
+    else:
+        for kind in tight:
+            found |= search.of_one_kind(kinds[kind])
 
     def accept(names: list[str]) -> None:
         """Take the groups of one kind that can go together: all, or none if the first cannot, else by halves."""
@@ -111,10 +114,15 @@ def discover(
             accept(names[: len(names) // 2])
             accept(names[len(names) // 2 :])
 
-    for kind in kinds:
-        if names := chosen([kind]):
+    for kind in sorted(kinds, key=lambda kind: -_rows(kinds[kind][0])):  # whole heads before positions within heads
+        if names := [name for name in chosen([kind]) if name not in accepted]:
             accept(names)
     return found
+
+
+def _rows(group: UnitGroup) -> int:
+    """Count the rows that go with one unit."""
+    return sum(member.index.shape[1] for member in group.members)
 
 
 def _joined(attributes: Iterable[tuple[Attribute, ...] | str]) -> list[Attribute]:
