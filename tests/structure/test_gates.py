@@ -10,9 +10,10 @@ from torch.nn.functional import cross_entropy
 from neuropil.structure.bottleneck import autobot, learn_bottleneck, select_by_macs
 from neuropil.structure.gates import ExpectedMacs, UnitGates, expected_macs, gate_sensitivity, gated
 from neuropil.structure.graph import trace_units
+from neuropil.structure.graph.recording import tensors_of
 from neuropil.structure.graph.tracing import arguments
 from neuropil.structure.surgery import mask_units
-from neuropil.structure.surgery.proof import outputs, tensors_of
+from neuropil.structure.surgery.proof import outputs
 from tests.structure.zoo import ZOO, case
 
 EXPORTED = [one for one in ZOO if one.exports]

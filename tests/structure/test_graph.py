@@ -233,6 +233,45 @@ def test_what_is_frozen_is_listed_with_the_line():
     assert trace_units(one.make(), one.inputs()).of("nobody") == []
 
 
+class Rescales(nn.Module):
+    """Writes into a parameter while it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.two.weight.mul_(1.0)
+        return self.two(torch.relu(self.one(x)))
+
+
+def test_a_weight_that_is_scaled_still_reads_units():
+    """As with equalised learning rates and fake quantisation."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 6, 1), nn.Parameter(torch.randn(2, 6, 3, 3))
+            self.gain = nn.Parameter(torch.ones(2, 1, 1, 1))
+
+        def forward(self, x):
+            weight = torch.fake_quantize_per_tensor_affine(self.two * self.gain / 9**0.5, 0.1, 0, -100, 100)
+            return nn.functional.conv2d(torch.relu(self.one(x) + self.one.bias[:, None, None]), weight)
+
+    graph = trace_units(Scaled(), torch.zeros(2, 3, 4, 4))
+    roles = {(m.parameter, m.axis): m.role for m in graph["one"].members}
+    assert roles == {("one.weight", 0): "out", ("one.bias", 0): "out", ("two", 1): "in"}
+    assert {m.axis for group in graph for m in group.members if m.parameter == "two"} == {0, 1}  # none for the kernel
+
+
+def test_a_parameter_that_is_written_into_still_reads_units():
+    graph = trace_units(Rescales(), torch.zeros(2, 3))
+    assert {(m.parameter, m.role) for m in graph["one"].members} == {
+        ("one.weight", "out"), ("one.bias", "out"), ("two.weight", "in")
+    }  # fmt: skip
+
+
 class Caches(nn.Module):
     """Keeps in evaluation what it made of a parameter, until it is trained again."""
 

@@ -76,6 +76,14 @@ def test_widths_are_rounded_up():
         prune_units(net, torch.zeros(1, 3), Magnitude(), params=0.01, min_units=4)
 
 
+def test_the_proof_changes_nothing_but_the_time():
+    proved, trusted = residual(), residual()
+    trusted.load_state_dict(proved.state_dict())
+    report = prune_units(proved, example(), Magnitude(), macs=0.5)
+    assert prune_units(trusted, example(), Magnitude(), macs=0.5, proof=False).spec() == report.spec()
+    assert all(torch.equal(a, b) for a, b in zip(outputs(trusted, example()), outputs(proved, example()), strict=True))
+
+
 def test_a_pruned_network_is_rebuilt_without_pickle():
     net = residual()
     report = prune_units(net, example(), Magnitude(), macs=0.5)

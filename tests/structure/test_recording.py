@@ -14,7 +14,7 @@ from neuropil.structure.graph.recording import Recording, RecordingError, record
 from neuropil.structure.graph.replay import Replay, replayed
 from neuropil.structure.graph.tracing import arguments
 from neuropil.structure.surgery import shrink
-from tests.structure.zoo import HOUSE, Case
+from tests.structure.zoo import HOUSE, HUGGING_FACE, Case
 
 X = torch.tensor([[0.5, -1.0, 2.0], [1.5, 0.25, -0.75]])
 
@@ -101,6 +101,14 @@ def written_through(net: Does, x: Tensor) -> Tensor:
 
 
 ELSEWHERE = torch.ones(3)
+
+
+@pytest.mark.parametrize("one", [c for c in HUGGING_FACE if c.exports], ids=str)
+def test_no_family_needs_the_slow_way(one: Case):
+    args, keywords = arguments(one.inputs())
+    recorded(one.make(), *args, **keywords)
+
+
 REFUSED: dict[str, Callable[..., Any]] = {
     "a branch": lambda net, x: x if x.sum() > 0 else -x,
     "a number": lambda net, x: x * x.max().item(),

@@ -31,9 +31,11 @@ TINY = {
 def lander_is_here() -> bool:
     try:
         import gymnasium
-
+    except ImportError:
+        return False
+    try:
         gymnasium.make("LunarLander-v3").close()
-    except Exception:
+    except gymnasium.error.Error:  # its physics are not installed
         return False
     return True
 

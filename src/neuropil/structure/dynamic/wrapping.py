@@ -20,9 +20,9 @@ from neuropil.structure.dynamic.heads import calibrate_heads
 from neuropil.structure.dynamic.mass import check_mass
 from neuropil.structure.gates import gated
 from neuropil.structure.graph import Example, UnitGraph, trace_units
+from neuropil.structure.graph.recording import tensors_of
 from neuropil.structure.graph.tracing import arguments, forward
 from neuropil.structure.graph.units import UnitGroup
-from neuropil.structure.surgery.proof import tensors_of
 
 __all__ = ["make_dynamic"]
 

@@ -132,7 +132,7 @@ class Reader:
         products: where multiply-accumulates happen.
         values: what every operation read so far returned.
         fits: the axes that a tensor of one number met first, by the identity of its value.
-        made_of: of which other such a tensor was made, and its axes there, likewise.
+        sources: of which other such a tensor was made, and its axes there, likewise.
     """
 
     labels: Labels = field(default_factory=Labels)
@@ -143,7 +143,7 @@ class Reader:
     products: list[Product] = field(default_factory=list)
     values: dict[Node, Any] = field(default_factory=dict)
     fits: dict[int, tuple[Axis, ...]] = field(default_factory=dict)
-    made_of: dict[int, tuple[Value, Sequence[int | None]]] = field(default_factory=dict)
+    sources: dict[int, tuple[Value, Sequence[int | None]]] = field(default_factory=dict)
 
     def run(self, graph: Graph, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
         """Read a graph: values of what it returns.
@@ -184,7 +184,7 @@ class Reader:
         same = name in CONSTANT or (name in UNIFORM and all(value.uniform for value in call.values()))
         free = tuple(Value.free(shape, uniform=same) for shape in shapes)
         if same and name in UNIFORM:
-            self._made_of(free[0], call)
+            self._note_source(free[0], call)
         made: Any = free
         if any(value.labelled for value in call.values()):
             if name in RULES:
@@ -194,6 +194,8 @@ class Reader:
                 self.refuse(call, f"no rule for {name}", call.values())
         elif name in PRODUCTS:
             RULES[name](self, call)  # counts its multiply-accumulates
+        if target._schema.is_mutable and isinstance(args[0], Value) and args[0].shape == made[0].shape:
+            made = (Value(shapes[0], made[0].axes, args[0].origin), *made[1:])  # a parameter written into is still one
         return made[0] if isinstance(result, tuple) else list(made)
 
     def _wrapped(self, node: Node, args: Any) -> Any:
@@ -260,15 +262,15 @@ class Reader:
         if id(constant) in self.fits:
             return
         self.fits[id(constant)] = tuple(axes)
-        if id(constant) in self.made_of:
-            whole, places = self.made_of[id(constant)]
+        if id(constant) in self.sources:
+            whole, places = self.sources[id(constant)]
             before: list[Axis] = [None] * len(whole.shape)
             for place, axis, size in zip(places, axes, constant.shape, strict=True):
                 if place is not None and whole.shape[place] == size:
                     before[place] = axis
             self.fit(whole, before)
 
-    def _made_of(self, value: Value, call: Call) -> None:
+    def _note_source(self, value: Value, call: Call) -> None:
         """Remember of which tensor of one number another was made, and which axis was which."""
         whole = call.values()[0]
         here, there = len(value.shape), len(whole.shape)
@@ -285,7 +287,7 @@ class Reader:
             places = [k - (here - there) if k >= here - there else None for k in range(here)]
         elif value.shape != whole.shape:
             return  # split or joined: which sizes it has is in the code
-        self.made_of[id(value)] = whole, places
+        self.sources[id(value)] = whole, places
 
     def contracts(self, value: Value, axis: int) -> None:
         """Note that an axis of a parameter is summed over: it reads units."""

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-__all__ = ["Feed", "Recording", "RecordingError", "aliases", "made", "record"]
+__all__ = ["Feed", "Recording", "RecordingError", "aliases", "made", "record", "tensors_of"]
 
 TORCH = f"{Path(torch.__file__).parent}/"
 KINDS = (Tensor, nn.Parameter, nn.Buffer)
@@ -149,7 +149,7 @@ class Recorder(SchemaCheckMode):
         self._written: set[int] = set()  # memory that such numbers were written into, maybe through a view
         self._paths = {id(module): name for name, module in net.named_modules()}
         self._stack = [""]
-        self._held = {id(one) for module in net.modules() for one in _tensors(list(vars(module).values()))}
+        self._held = {id(one) for module in net.modules() for one in tensors_of(list(vars(module).values()))}
         self._storages = set()
         for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
             self._storages.add(_memory(tensor))
@@ -204,12 +204,12 @@ class Recorder(SchemaCheckMode):
         """Tell whether anything in a tree depends on the input or on a parameter."""
         return any(
             (node := self.node(one)) is None or node in self._depends or _memory(one) in self._written
-            for one in _tensors(tree)
+            for one in tensors_of(tree)
         )
 
     def hold(self, tree: Any) -> None:
         """Take the tensors in a tree for constants."""
-        for one in _tensors(tree):
+        for one in tensors_of(tree):
             if self.node(one) is None:
                 self._constant(one)
 
@@ -275,7 +275,7 @@ class Recorder(SchemaCheckMode):
         if depends:
             self._depends.add(node)
             if func._schema.is_mutable:
-                self._written.update(_memory(one) for one in _tensors(result))
+                self._written.update(_memory(one) for one in tensors_of(result))
         self._returns(result, node)
         return result
 
@@ -285,7 +285,7 @@ class Recorder(SchemaCheckMode):
         if not DEPENDENT.intersection(func.tags):
             return False
         if func.overloadpacket is torch.ops.aten.index:  # its shape depends on numbers with masks only
-            return any(one.dtype in (torch.bool, torch.uint8) for one in _tensors(args[1]))
+            return any(one.dtype in (torch.bool, torch.uint8) for one in tensors_of(args[1]))
         return True
 
     def _returns(self, result: Any, node: Node) -> None:
@@ -339,7 +339,7 @@ class Watch(TorchFunctionMode):
 
     def _recorded(self, numbers: Any) -> Any:
         """Make a constant of numbers that torch would make a tensor of, unseen."""
-        if any(True for _ in _tensors(numbers)):
+        if any(True for _ in tensors_of(numbers)):
             return numbers
         return torch.tensor(numbers)
 
@@ -370,15 +370,16 @@ def _line() -> str:
     return inner
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
+def tensors_of(tree: Any) -> Iterator[Tensor]:
+    """Give the tensors in arguments or in what a network returns, whatever holds them."""
     if isinstance(tree, Tensor):
         yield tree
+    elif isinstance(tree, Mapping):
+        for one in tree.values():
+            yield from tensors_of(one)
     elif isinstance(tree, list | tuple):
         for one in tree:
-            yield from _tensors(one)
-    elif isinstance(tree, dict):
-        for one in tree.values():
-            yield from _tensors(one)
+            yield from tensors_of(one)
 
 
 def _memory(tensor: Tensor) -> int:

@@ -27,12 +27,8 @@ __all__ = ["Example", "arguments", "evaluating", "forward", "trace_units"]
 
 Example = Tensor | Sequence | Mapping[str, Any]
 # Names of the weights that stand for their modules; those of weight norm have two.
-WEIGHTS = ("weight", "weight_ih_l0", "weight_ih", "weight_v", "weight_g")
-WEIGHTS += (
-    "parametrizations.weight.original0",
-    "parametrizations.weight.original1",
-    "parametrizations.weight.original",
-)
+ORIGINALS = tuple(f"parametrizations.weight.original{k}" for k in (0, 1, ""))
+WEIGHTS = ("weight", "weight_ih_l0", "weight_ih", "weight_v", "weight_g", *ORIGINALS)
 _ = rules  # importing them registers them
 
 
@@ -141,7 +137,7 @@ def _recorded(net: nn.Module, example: Example) -> Recording:
     with evaluating(net), torch.no_grad():
         try:
             return record(net, args, keywords)
-        except Exception:
+        except Exception:  # whatever stopped it: the network's own error is raised again here, all else export decides
             try:
                 forward(net, example)
             except Exception as error:

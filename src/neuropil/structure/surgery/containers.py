@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from neuropil.structure.graph.recording import tensors_of
 from neuropil.structure.graph.replay import replayed
 from neuropil.structure.graph.tracing import arguments
 from neuropil.structure.graph.unit_graph import Keep, UnitGraph
 from neuropil.structure.graph.units import UnitGroup
 from neuropil.structure.surgery.leaves import settle_sizes
 from neuropil.structure.surgery.masking import silence_
-from neuropil.structure.surgery.proof import agree, copy_with, drawn_tensors, outputs, tensors_of
+from neuropil.structure.surgery.proof import agree, copy_with, drawn_tensors, outputs
 from neuropil.structure.surgery.rewrite import LooseSizes, rewritten_recording
 from neuropil.structure.surgery.rows import Rows, owner, select, surviving
 

@@ -6,15 +6,16 @@ every comparison.
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from neuropil.structure.graph.recording import tensors_of
 from neuropil.structure.graph.tracing import Example, evaluating, forward
 
-__all__ = ["agree", "copy_with", "drawn_copy", "drawn_tensors", "outputs", "tensors_of"]
+__all__ = ["agree", "copy_with", "drawn_copy", "drawn_tensors", "outputs"]
 
 POOL = 65_521  # normal numbers, dealt out over and over: a prime, so that no two rows of any width get the same
 
@@ -98,15 +99,3 @@ def agree(a: list[Tensor], b: list[Tensor], tolerance: float | None = None) -> b
         if one.numel() and float((one - other).abs().max()) > allowed * (1 + float(other.abs().max())):
             return False
     return True
-
-
-def tensors_of(tree: Any) -> Iterator[Tensor]:
-    """Give the tensors in what a network returns, whatever holds them."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, Mapping):
-        for one in tree.values():
-            yield from tensors_of(one)
-    elif isinstance(tree, (list, tuple)):
-        for one in tree:
-            yield from tensors_of(one)

@@ -1,7 +1,9 @@
 """Entry by entry: one input passes its labels on, several unite them as broadcasting aligns them."""
 
+from collections.abc import Sequence
+
 from neuropil.structure.graph.labels import Axis
-from neuropil.structure.graph.reading import CONSTANT, Call, Reader, Value, rule
+from neuropil.structure.graph.reading import CONSTANT, Call, Origin, Reader, Value, rule
 
 UNARY = [
     "relu",
@@ -156,15 +158,10 @@ SHAPE_ONLY = [
 
 
 @rule(*UNARY)
-def unary(reader: Reader, call: Call) -> Value | tuple[Value, ...]:
-    """Pass labels on."""
+def unary(reader: Reader, call: Call) -> tuple[Value, ...]:
+    """Pass labels on; what is made of a parameter alone still is its axes."""
     value: Value = call.values()[0]
-    out = Value(
-        call.shape,
-        value.axes,
-        value.origin if call.name in {"to", "_to_copy", "clone", "contiguous", "alias", "detach"} else (),
-    )
-    return (out, *(Value(shape, value.axes) for shape in call.shapes[1:]))
+    return tuple(Value(shape, value.axes, value.origin) for shape in call.shapes)
 
 
 @rule(*BROADCAST)
@@ -173,7 +170,20 @@ def broadcast(reader: Reader, call: Call) -> Value:
     values = call.values()
     if call.name == "prelu":
         values = [values[0], _channels(values[1], len(values[0].shape))]
-    return Value(call.shape, reader.broadcast(values, call.shape, call))
+    return Value(call.shape, reader.broadcast(values, call.shape, call), _origin(values, call.shape))
+
+
+def _origin(values: Sequence[Value], shape: Sequence[int]) -> tuple[Origin, ...]:
+    """Give the parameter's axes where only parameters meet, such as a weight and its scale: those of the first."""
+    if any(value.labelled and not any(value.origin) for value in values):
+        return ()
+    places: list[Origin] = [None] * len(shape)
+    for value in values:
+        lead = len(shape) - len(value.shape)
+        for k, at in enumerate(value.origin):
+            if value.shape[k] == shape[lead + k]:
+                places[lead + k] = places[lead + k] or at
+    return tuple(places)
 
 
 def _channels(weight: Value, dims: int) -> Value:
